@@ -1,0 +1,1 @@
+"""Board tops, builds, and size and speed reports."""

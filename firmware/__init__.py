@@ -1,0 +1,1 @@
+"""VMM model, instruction-level driver, processor environments and the readers of register dumps."""

@@ -1,0 +1,69 @@
+"""The protocol between firmware and whatever carries out its operations.
+
+The same firmware, tests and recorded cases run on every backend: reference model, RTL simulation,
+compiled RTL, a board.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from vmxswitch.spec.capabilities import Capabilities
+from vmxswitch.spec.operations import Answer, Event, Instruction, Mode
+
+__all__ = ["Port", "Sample"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The processor in one clock cycle, as :attr:`Port.watcher` sees it."""
+    cycle: int
+    mode: Mode
+    registers: Mapping[str, int]
+
+
+class Port(Protocol):
+    """A processor with the unit.
+
+    Attributes
+    ----------
+    capabilities : Capabilities
+        What the processor supports.
+    cycle : int
+        Clock cycles since reset; a backend without a clock counts operations.
+    watcher : callable, optional
+        Called with a :class:`Sample` in every clock cycle (after every operation where there is no
+        clock), for whoever wants to see that no cycle shows a mixed environment.
+    """
+    capabilities: Capabilities
+    cycle: int
+    watcher: Callable[[Sample], None] | None
+
+    def reset(self) -> None:
+        """Registers 0, outside VMX operation, memory all zero, cycle 0."""
+
+    def execute(self, instruction: Instruction) -> Answer:
+        """Carry out one VMX instruction in the present environment."""
+
+    def report(self, event: Event) -> Answer:
+        """Tell of a guest event; only in VMX non-root operation."""
+
+    @property
+    def mode(self) -> Mode:
+        """Present mode."""
+
+    def read_registers(self) -> dict[str, int]:
+        """The live environment: every register of ``capabilities.registers`` by name."""
+
+    def write_registers(self, values: Mapping[str, int]) -> None:
+        """Change registers of the live environment, as the processor's own instructions would.
+
+        Raises :exc:`KeyError` for a register that the processor does not have and
+        :exc:`ValueError` for a value wider than the register.
+        """
+
+    def read_memory(self, address: int, size: int) -> int:
+        """Read ``size`` bytes (4 or 8, naturally aligned), little-endian, of physical memory."""
+
+    def write_memory(self, address: int, size: int, value: int) -> None:
+        """Write ``size`` bytes (4 or 8, naturally aligned), little-endian."""

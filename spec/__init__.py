@@ -1,0 +1,1 @@
+"""The architecture as data: tables, their expressions, and what one processor supports."""

@@ -1,0 +1,5 @@
+import sys
+
+from vmxswitch.cli import main
+
+sys.exit(main())

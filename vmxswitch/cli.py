@@ -1,0 +1,186 @@
+"""Command line: ``vmxswitch VERB``.
+
+A verb's code is ``run(arguments)`` in the module of the verb's name, imported when it runs. It
+prints results on stdout and progress on stderr, and returns the exit status: 0 done, 1 refused or
+disagreed, 2 bad input.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import vmxswitch
+from vmxswitch import extras
+from vmxswitch.spec.errors import UsageError
+
+__all__ = ["main", "parser"]
+
+
+def main(argv=None):
+    """Runs one command and returns its exit status; ``argv`` is ``sys.argv[1:]`` by default."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        arguments = parse(argv)
+        status = importlib.import_module(f"vmxswitch.{arguments.verb}").run(arguments)
+        sys.stdout.flush() # here, where a reader that has gone away is still handled
+        return status
+    except UsageError as error:
+        if isinstance(error, extras.MissingExtra):
+            extras.install_and_restart(error, argv)
+        print(f"vmxswitch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130 # 128 + SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # Python flushes once more
+        return 141 # 128 + SIGPIPE
+
+
+def parse(argv):
+    """The arguments of one command; only ``test`` may have further ones, which go to pytest."""
+    verb = next((word for word in argv if not word.startswith("-")), None)
+    if verb and verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"no verb {verb!r}{meant} (`vmxswitch --help` lists all)")
+    arguments, further = parser().parse_known_args(argv)
+    if arguments.verb == "test":
+        arguments.further = further
+    elif further:
+        raise UsageError(f"unknown argument {further[0]!r}; see `vmxswitch {verb} --help`")
+    if arguments.verb == "switch" and arguments.original and not arguments.target:
+        raise UsageError("give both FROM and TO, or neither; see `vmxswitch switch --help`")
+    return arguments
+
+
+def parser():
+    """The parser of all verbs."""
+    top = Parser(
+        prog="vmxswitch", description="A VMX world switch for FPGAs, at work.",
+        epilog="`vmxswitch VERB --help` explains a verb. "
+               "Exit status: 0 done, 1 refused or disagreed, 2 bad input.")
+    top.add_argument("--version", action=Version, help="print our version and those of the tools")
+    verbs = top.add_subparsers(metavar="VERB", dest="verb", required=True)
+    for name, add in VERBS.items():
+        add(name, verbs)
+    return top
+
+
+def add_switch(name, verbs):
+    verb = verbs.add_parser(
+        name, help="move a processor from one environment to another, in one clock edge",
+        description="Moves a processor from environment FROM to environment TO and shows each\n"
+                    "step, the one edge at which the state changes owner, and what a switch\n"
+                    "cannot carry. Without files: a shipped 64-bit Linux and another system.",
+        epilog="""examples:
+  vmxswitch switch
+  vmxswitch switch linux.txt xen.txt --cpu 0 --waves waves
+  vmxswitch switch linux.txt other.txt --set CR4=0x6f0 --backend model --json""")
+    verb.add_argument("original", metavar="FROM", nargs="?", type=Path,
+                      help="environment to leave: QEMU `info registers`, a KVM or Xen VMCS "
+                           "dump, or our JSON")
+    verb.add_argument("target", metavar="TO", nargs="?", type=Path,
+                      help="environment to go to, in any of these forms")
+    verb.add_argument("--backend", choices=["pysim", "model"], default="pysim",
+                      help="hardware in simulation, or reference model (default: %(default)s)")
+    verb.add_argument("--config", choices=["full", "compact"], default="full",
+                      help="64-bit unit, or 32-bit unit (default: %(default)s)")
+    verb.add_argument("--set", metavar="FIELD=VALUE", type=assignment, action="append", default=[],
+                      help="change a register or VMCS field before the switch; may be repeated")
+    verb.add_argument("--cpu", metavar="N", type=natural,
+                      help="processor to take where a dump holds several (default: the only one)")
+    verb.add_argument("--waves", metavar="DIR", type=Path,
+                      help="write waves for GTKWave and Surfer, and a timing picture, to DIR "
+                           "(default: none)")
+    verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def add_replay(name, verbs):
+    verb = verbs.add_parser(
+        name, help="compare with cases recorded on another implementation",
+        description="Replays recorded cases and prints the first disagreements; the exit status\n"
+                    "is 0 only if all agree.",
+        epilog="""examples:
+  vmxswitch replay entries.jsonl.gz
+  vmxswitch replay entries.jsonl.gz instructions.jsonl.gz --backend pysim --sample 150""")
+    verb.add_argument("cases", metavar="CASES.jsonl[.gz]", nargs="+", type=Path,
+                      help="files of cases, one JSON object per line")
+    verb.add_argument("--profiles", metavar="DIR", type=Path,
+                      help="capability profiles of the cases (default: `profiles` beside a file)")
+    verb.add_argument("--backend", choices=["model", "pysim"], default="model",
+                      help="reference model, or hardware in simulation (default: %(default)s)")
+    verb.add_argument("--results", metavar="FILE", type=Path,
+                      help="write one line per case to FILE (default: none)")
+    verb.add_argument("--sample", metavar="N", type=positive,
+                      help="replay N cases only, always the same ones (default: all)")
+    verb.add_argument("--jobs", metavar="N", type=positive, default=os.cpu_count() or 1,
+                      help="processes to use (default: one per processor, here %(default)s)")
+
+
+def add_test(name, verbs):
+    verbs.add_parser(
+        name, help="run the tests of the checkout",
+        usage="vmxswitch test [-h] [PYTEST ARGUMENT]...", allow_abbrev=False,
+        description="Runs pytest on the checkout, lint included, in two processes. Every argument\n"
+                    "is passed on to pytest.",
+        epilog="""examples:
+  vmxswitch test
+  vmxswitch test -n 8
+  vmxswitch test tests/test_cli.py -k version""")
+
+
+#: Every verb and the function that adds its arguments.
+VERBS = {"switch": add_switch, "replay": add_replay, "test": add_test}
+
+
+def assignment(text):
+    """``FIELD=VALUE`` as a pair of name and integer; VALUE may be 0x..., 0b... or decimal."""
+    field, _, value = text.partition("=")
+    try:
+        number = int(value, 0)
+    except ValueError:
+        number = None
+    if not field or number is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE, such as CR4=0x6f0")
+    return field, number
+
+
+def natural(text):
+    """A count from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return int(text)
+
+
+def positive(text):
+    """A count from 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
+
+
+class Parser(argparse.ArgumentParser):
+    """Keeps the layout of examples, suggests the verb that was meant, and raises `UsageError`."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message):
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+class Version(argparse.Action):
+    """Prints the versions that a bug report needs."""
+
+    def __init__(self, **options):
+        super().__init__(nargs=0, **options)
+
+    def __call__(self, top, *_):
+        print(f"vmxswitch {vmxswitch.__version__} (Python {platform.python_version()}, "
+              f"amaranth {metadata.version('amaranth')})")
+        top.exit()

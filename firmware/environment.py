@@ -1,10 +1,11 @@
-"""A whole processor environment: what a world switch takes away from one program and gives to another.
+"""A whole processor environment: what a world switch takes from one program and gives to another.
 
-Ref: Intel SDM (325462), vol. 3A, "System Architecture Overview" and "Protection"; vol. 3C, "Guest-State Area".
+Ref: Intel SDM (325462), vol. 3A, "System Architecture Overview" and "Protection"; vol. 3C,
+"Guest-State Area".
 Facts: registers.csv (names and widths).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple, Self
@@ -12,19 +13,22 @@ from typing import NamedTuple, Self
 from vmxswitch.spec import tables
 from vmxswitch.spec.errors import UsageError
 
-__all__ = ["REGISTERS", "SEGMENTS", "Adjustment", "Environment"]
+__all__ = ["REGISTERS", "SEGMENTS", "Adjustment", "Environment", "listed"]
 
-#: Segment registers in the order of the VMCS. ``<segment>_AR`` has the VMCS format: bit 16 is *unusable*.
+#: Segment registers in the order of the VMCS. ``X_AR`` has the VMCS format: bit 16 is *unusable*.
 SEGMENTS = ("ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR")
 
+_NAMES = (
+    *"RIP RSP RFLAGS CR0 CR3 CR4 DR7 DEBUGCTL PAT EFER".split(),
+    *"SYSENTER_CS SYSENTER_ESP SYSENTER_EIP".split(),
+    *"GDTR_BASE GDTR_LIMIT IDTR_BASE IDTR_LIMIT".split(),
+    *(f"{name}_{part}" for name in SEGMENTS for part in ("SELECTOR", "BASE", "LIMIT", "AR")),
+    *"ACTIVITY INTERRUPTIBILITY PENDING_DBG".split(),
+)
 #: Registers of an environment: name -> width in bits.
-REGISTERS: Mapping[str, int] = MappingProxyType({name: tables.REGISTERS[name].width for name in (
-    "RIP", "RSP", "RFLAGS", "CR0", "CR3", "CR4", "DR7", "DEBUGCTL", "PAT", "EFER",
-    "SYSENTER_CS", "SYSENTER_ESP", "SYSENTER_EIP",
-    "GDTR_BASE", "GDTR_LIMIT", "IDTR_BASE", "IDTR_LIMIT",
-    *(f"{segment}_{part}" for segment in SEGMENTS for part in ("SELECTOR", "BASE", "LIMIT", "AR")),
-    "ACTIVITY", "INTERRUPTIBILITY", "PENDING_DBG",
-)})
+REGISTERS: Mapping[str, int] = MappingProxyType(
+    {name: tables.REGISTERS[name].bits for name in _NAMES}
+)
 
 UNUSABLE = 1 << 16
 
@@ -32,6 +36,7 @@ UNUSABLE = 1 << 16
 @dataclass(frozen=True)
 class Adjustment:
     """One register that a processor would hold differently from what an emulator shows."""
+
     register: str
     before: int
     after: int
@@ -68,6 +73,7 @@ class Environment:
     :exc:`UsageError`
         If a register is missing, unknown, not an integer, negative or too wide.
     """
+
     registers: Mapping[str, int]
     source: str
     emulated: bool = False
@@ -80,32 +86,36 @@ class Environment:
             if name not in REGISTERS:
                 raise UsageError(f"{self.source}: unknown register {name!r}")
         if missing := [name for name in REGISTERS if name not in self.registers]:
-            raise UsageError(f"{self.source}: no value for {_listed(missing)}")
+            raise UsageError(f"{self.source}: no value for {listed(missing)}")
         for name, value in self.registers.items():
-            if type(value) is not int: # bool is an int to isinstance
+            if type(value) is not int:  # bool is an int to isinstance
                 raise UsageError(f"{self.source}: {name} must be an integer, not {value!r:.40}")
             if not 0 <= value < 1 << REGISTERS[name]:
                 raise UsageError(
-                    f"{self.source}: {name} = {_hex(value)} does not fit {REGISTERS[name]} bits")
+                    f"{self.source}: {name} = {_hex(value)} does not fit {REGISTERS[name]} bits"
+                )
         ordered = {name: self.registers[name] for name in REGISTERS}
         object.__setattr__(self, "registers", MappingProxyType(ordered))
         object.__setattr__(self, "assumed", MappingProxyType(dict(self.assumed)))
 
     @classmethod
     def read(cls, source: str, cpu: int | None = None, section: str | None = None) -> Self:
-        """Read an environment; :func:`vmxswitch.firmware.readers.read` says what ``source`` can be."""
-        from . import readers # the readers build environments, so they import this module
+        """Read a file or a shipped dump: see :func:`vmxswitch.firmware.readers.read`."""
+        from . import readers  # the readers build environments, so they import this module
+
         return readers.read(source, cpu, section)
 
     def to_json(self) -> str:
         """Write all of it in the format of :mod:`vmxswitch.firmware.readers.json_form`."""
-        from .readers import json_form # as above
+        from .readers import json_form  # as above
+
         return json_form.write(self)
 
     @classmethod
     def from_json(cls, text: str, name: str = "JSON text") -> Self:
         """Read what :meth:`to_json` wrote; equal to what was written."""
-        from .readers import json_form # as above
+        from .readers import json_form  # as above
+
         return json_form.parse(text, name)
 
     @property
@@ -155,7 +165,7 @@ class Environment:
         registers, adjustments = dict(self.registers), []
         for rule in _RULES:
             for name in rule.registers:
-                before, after = registers[name], rule.apply(self, name)
+                before, after = self.registers[name], rule.apply(self, name)
                 if before != after:
                     adjustments.append(Adjustment(name, before, after, rule.why))
                     registers[name] = after
@@ -163,20 +173,16 @@ class Environment:
 
 
 class _Rule(NamedTuple):
-    """One thing that processors do by themselves. A register stands in one rule, or in several that exclude each other."""
+    """One thing that processors do by themselves. No two rules change the same register at once."""
+
     registers: tuple[str, ...]
     apply: Callable[[Environment, str], int]  # environment, register -> value in a processor
     why: str
 
 
-def _system_type(ar: int) -> int | None:
-    """Type of a present system segment."""
-    return ar & 0xF if ar & 0x90 == 0x80 else None
-
-
 def _busy(env: Environment, name: str) -> int:
     ar = env.registers[name]
-    return ar | 2 if _system_type(ar) in {1, 9} else ar
+    return ar | 2 if ar & 0x9F in {0x81, 0x89} else ar  # present, system, available TSS
 
 
 def _accessed(env: Environment, name: str) -> int:
@@ -200,19 +206,38 @@ def _fixed(ones: int, zeros: int) -> Callable[[Environment, str], int]:
 
 
 _RULES = (
-    _Rule(("TR_AR",), _busy,
-          "LTR makes the loaded TSS type busy too; the emulator marks only the descriptor in memory"),
-    _Rule(("CS_AR", "SS_AR", "DS_AR", "ES_AR", "FS_AR", "GS_AR"), _accessed,
-          "loading a segment register in protected mode sets the accessed bit; the emulator's far "
-          "jumps, far returns and IRET leave it clear"),
-    _Rule(("SS_AR", "DS_AR", "ES_AR", "FS_AR", "GS_AR"), _null_segment,
-          "loading a null selector makes the segment register unusable"),
-    _Rule(("LDTR_AR",), _null_ldt,
-          "LLDT with a null selector makes LDTR unusable; the emulator only clears its limit"),
-    _Rule(("RFLAGS",), _fixed(0x2, 0x8028), "RFLAGS bit 1 is always 1; bits 3, 5 and 15 are always 0"),
-    _Rule(("DR7",), _fixed(0x400, 0xD000), "DR7 bit 10 is always 1; bits 12, 14 and 15 are always 0"),
-    _Rule(("CR0",), _fixed(0x10, 0x1FFAFFC0),
-          "CR0.ET is always 1; bits 15:6, 17 and 28:19 are reserved and stay 0"),
+    _Rule(
+        ("TR_AR",),
+        _busy,
+        "LTR makes the loaded TSS type busy too; the emulator marks only the descriptor in memory",
+    ),
+    _Rule(
+        ("CS_AR", "SS_AR", "DS_AR", "ES_AR", "FS_AR", "GS_AR"),
+        _accessed,
+        "loading a segment register in protected mode sets the accessed bit; the emulator's far "
+        "jumps, far returns and IRET leave it clear",
+    ),
+    _Rule(
+        ("SS_AR", "DS_AR", "ES_AR", "FS_AR", "GS_AR"),
+        _null_segment,
+        "loading a null selector makes the segment register unusable",
+    ),
+    _Rule(
+        ("LDTR_AR",),
+        _null_ldt,
+        "LLDT with a null selector makes LDTR unusable; the emulator only clears its limit",
+    ),
+    _Rule(
+        ("RFLAGS",), _fixed(0x2, 0x8028), "RFLAGS bit 1 is always 1; bits 3, 5 and 15 are always 0"
+    ),
+    _Rule(
+        ("DR7",), _fixed(0x400, 0xD000), "DR7 bit 10 is always 1; bits 12, 14 and 15 are always 0"
+    ),
+    _Rule(
+        ("CR0",),
+        _fixed(0x10, 0x1FFAFFC0),
+        "CR0.ET is always 1; bits 15:6, 17 and 28:19 are reserved and stay 0",
+    ),
 )
 
 
@@ -221,7 +246,7 @@ def _hex(value: int) -> str:
     return text if len(text) <= 24 else f"{text[:20]}..."
 
 
-def _listed(names: list[str], limit: int = 6) -> str:
-    """The first few of many names, in words."""
+def listed(names: Sequence[str], limit: int = 6) -> str:
+    """The first few of many names, for messages."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -5,21 +5,12 @@ compiled RTL, a board.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode
+from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Sample
 
-__all__ = ["Port", "Sample"]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The processor in one clock cycle, as :attr:`Port.watcher` sees it."""
-    cycle: int
-    mode: Mode
-    registers: Mapping[str, int]
+__all__ = ["Port"]
 
 
 class Port(Protocol):

@@ -17,7 +17,15 @@ from pathlib import Path
 from .errors import UsageError
 from .expression import Binary, Const, Expression, Invert, bind
 from .tables import (
-    CAPABILITY_MSRS, CHECKS, CONTROL_WORDS, CONTROLS, FIELDS, REGISTERS, SYMBOLS, Check, Field,
+    CAPABILITY_MSRS,
+    CHECKS,
+    CONTROL_WORDS,
+    CONTROLS,
+    FIELDS,
+    REGISTERS,
+    SYMBOLS,
+    Check,
+    Field,
     Register,
 )
 
@@ -104,7 +112,8 @@ class Capabilities:
             if profile["format"] != "vmx-profile v1":
                 raise UsageError(f"{path}: format {profile['format']!r} is not 'vmx-profile v1'")
             capabilities = cls(
-                profile["name"], {int(index, 16): value for index, value in profile["msrs"].items()},
+                profile["name"],
+                {int(index, 16): value for index, value in profile["msrs"].items()},
                 profile["physical_address_width"], profile["linear_address_width"],
                 profile["efer_bits"],
                 {int(index, 16): rule for index, rule in profile["wrmsr_rules"].items()})

@@ -34,8 +34,8 @@ from dataclasses import dataclass, fields, replace
 from string import Template
 
 __all__ = [
-    "Binary", "Bound", "Const", "Expression", "ExpressionError", "Extend", "Invert", "Member", "Mux",
-    "Slice", "Symbol", "bind", "parse", "symbols", "to_function", "to_python",
+    "Binary", "Bound", "Const", "Expression", "ExpressionError", "Extend", "Invert", "Member",
+    "Mux", "Slice", "Symbol", "bind", "parse", "symbols", "to_function", "to_python",
 ]
 
 

@@ -5,10 +5,13 @@ A backend (reference model, RTL simulation, a board) takes an :class:`Instructio
 come decoded; a memory operand comes as its content.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-__all__ = ["EDGES", "NO_VMCS", "Answer", "Event", "Instruction", "Mode", "Outcome", "Transition"]
+__all__ = [
+    "EDGES", "NO_VMCS", "Answer", "Event", "Instruction", "Mode", "Outcome", "Sample", "Transition",
+]
 
 NO_VMCS = (1 << 64) - 1  #: current-VMCS pointer when there is none
 
@@ -151,3 +154,11 @@ class Answer:
     qualification: int = 0
     failing: tuple[str, ...] = ()
     cycles: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The processor in one clock cycle, as a backend's ``watcher`` sees it."""
+    cycle: int
+    mode: Mode
+    registers: Mapping[str, int]

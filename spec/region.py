@@ -7,7 +7,8 @@
 | 8 | 8 | bit 0: launch state (1 launched) |
 | 16 + 8 n | 8 | field n of the processor's fields in table order, zero-extended |
 
-Source: Intel SDM vol. 3C, "Format of the VMCS Region"; what follows offset 8 is the implementation's.
+Source: Intel SDM vol. 3C, "Format of the VMCS Region"; what follows offset 8 is the
+implementation's.
 """
 
 from .capabilities import Capabilities

@@ -1,8 +1,8 @@
 """The architecture's tables, loaded once into frozen rows.
 
-Each CSV file of this folder becomes one mapping of rows; expressions in it are parsed, so an unknown
-symbol, a bit that a control word does not have or a width mismatch stops the import with the row's
-name. See ``docs/tables.md`` for the columns.
+Each CSV file of this folder becomes one mapping of rows; expressions in it are parsed, so an
+unknown symbol, a bit that a control word does not have or a width mismatch stops the import with
+the row's name. See ``docs/tables.md`` for the columns.
 
 Sources: Intel SDM vol. 3C, chapters "Virtual-Machine Control Structures", "VM Entries", "VM Exits",
 "VMX Instruction Reference" and appendix "Capability Reporting"; compared with the implementations
@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 
-from .expression import Expression, ExpressionError, Macro, Symbol, parse, symbols
+from .expression import Expression, ExpressionError, Macro, parse, symbols
 
 __all__ = [
     "CAPABILITY_MSRS", "CHECKS", "CONTROLS", "CONTROL_WORDS", "ERRORS", "EXIT_REASONS", "FIELDS",
-    "FIELD_BY_ENCODING", "INSTRUCTIONS", "REGISTERS", "STAGES", "SYMBOLS", "SYMBOL_WIDTHS",
-    "CapabilityMsr", "Check", "Control", "ControlWord", "ExitReason", "Failure", "Field",
-    "InstructionError", "InstructionRow", "NamedSymbol", "Register", "TableError",
+    "EXIT_INFORMATION", "FIELD_BY_ENCODING", "INSTRUCTIONS", "REGISTERS", "STAGES", "SYMBOLS",
+    "SYMBOL_WIDTHS", "CapabilityMsr", "Check", "Control", "ControlWord", "ExitInformation",
+    "ExitReason", "Failure", "Field", "InstructionError", "InstructionRow", "NamedSymbol",
+    "Register", "TableError", "expression",
 ]
 
 NATURAL_BITS = 64  # architectural width of a natural-width field or register
@@ -151,7 +152,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Check:
-    """A VM-entry check: row of ``entry_checks.csv``. ``condition`` must hold whenever it applies."""
+    """A VM-entry check: row of ``entry_checks.csv``.
+
+    ``condition`` must hold whenever the check applies.
+    """
     id: str
     stage: str               # one of STAGES
     section: str             # section of the manual (numbers of the 2016 edition)
@@ -159,7 +163,7 @@ class Check:
     condition: Expression
     applies: Expression
     failure: Failure
-    demand: str              # the condition in words
+    demand: str              # what is demanded, and when, in words
     notes: str
 
     @cached_property
@@ -176,7 +180,7 @@ class InstructionRow:
     condition: Expression
     outcome: str             # "#UD", "#GP(0)", "exit 27", "VMfail(15)", "VMsucceed" ...
     effects: str
-    demand: str              # the condition in words
+    words: str               # the condition in words
     notes: str
 
     @property
@@ -188,6 +192,11 @@ class InstructionRow:
         """The number in the outcome: error, exit reason or entry-failure reason."""
         match = re.search(r"\d+", self.outcome)
         return int(match[0]) if match else None
+
+    @property
+    def kind(self) -> str:
+        """The outcome without its number: "#GP", "exit", "VMfail", "VMfailInvalid" ..."""
+        return re.sub(r"\W*\d+\W*", "", self.outcome)
 
 
 @dataclass(frozen=True)
@@ -201,7 +210,25 @@ class ExitReason:
     instruction_length_saved: str
     enabling_control: str
     instructions: tuple[str, ...]  # guest instructions whose exit needs nothing but ``condition``
-    condition: Expression | None
+    condition: Expression | None   # None: VMX instructions and what is not implemented
+
+    @property
+    def by_instruction(self) -> bool:
+        """Whether the cause is always an instruction (``EXIT_BY_INSTRUCTION``)."""
+        return self.instruction_length_saved == "yes"
+
+
+@dataclass(frozen=True)
+class ExitInformation:
+    """A field that a move to the host writes: row of ``exit_information.csv``.
+
+    The field takes ``value`` if ``when`` holds. VM exits and entry failures alike: an entry failure
+    (``ENTRY_FAILURE``) comes from root operation.
+    """
+    field: str
+    when: Expression
+    value: Expression
+    notes: str
 
 
 @dataclass(frozen=True)
@@ -282,7 +309,8 @@ def _control_macros() -> Iterator[tuple[tuple[str, int], Macro]]:
         if control.low == control.high:
             row = CONTROL_WORDS[control.word]
             allowed = f"{row.capability_symbol}[{row.allowed_1_low + control.low}]"
-            yield (control.symbol, 0), Macro((), f"({control.word.upper()}[{control.low}] and {allowed})")
+            text = f"({control.word.upper()}[{control.low}] and {allowed})"
+            yield (control.symbol, 0), Macro((), text)
 
 
 _REGISTER_BITS = {
@@ -297,7 +325,8 @@ SYMBOL_WIDTHS: dict[str, int] = _CAPABILITY_BITS | _REGISTER_BITS | {
 _MACROS |= dict(_control_macros())
 
 
-def _expression(text: str, width: int = 1) -> Expression:
+def expression(text: str, width: int = 1) -> Expression:
+    """Parse a text over all symbols and notation of the tables, not yet bound to a processor."""
     return parse(text, SYMBOL_WIDTHS, _MACROS, width)
 
 
@@ -306,9 +335,9 @@ def _register(row) -> Register:
     field = row["field"]
     return Register(
         row["register"], row["width_class"], int(row["msr"], 16) if row["msr"] else None, field,
-        _feature(row["feature"]), _expression(row["entry"], bits),
-        _expression(row["save"], FIELDS[field].bits) if field else None,
-        _expression(row["exit"], bits))
+        _feature(row["feature"]), expression(row["entry"], bits),
+        expression(row["save"], FIELDS[field].bits) if field else None,
+        expression(row["exit"], bits))
 
 
 REGISTERS: dict[str, Register] = {
@@ -316,7 +345,8 @@ REGISTERS: dict[str, Register] = {
     for row in _read("registers.csv")
 }
 
-_FAILURE = re.compile(r"VMfailValid\((?P<error>\d+)\)|entry_failure\((?P<reason>\d+), (?P<q>\d+|k)\)")
+_FAILURE = re.compile(
+    r"VMfailValid\((?P<error>\d+)\)|entry_failure\((?P<reason>\d+), (?P<q>\d+|k)\)")
 
 
 def _check(row) -> Check:
@@ -326,18 +356,20 @@ def _check(row) -> Check:
     if match["error"]:
         failure = Failure(error=int(match["error"]))
     else:
-        failure = Failure(None, int(match["reason"]), None if match["q"] == "k" else int(match["q"]))
+        qualification = None if match["q"] == "k" else int(match["q"])
+        failure = Failure(None, int(match["reason"]), qualification)
     unknown = [name for name in row["fields"].split() if name not in SYMBOL_WIDTHS]
     if unknown:
         raise ValueError(f"no symbol {unknown[0]!r}")
     return Check(
         row["id"], row["stage"], row["section"], tuple(row["fields"].split()),
-        _expression(row["condition"]), _expression(row["applies"]), failure, row["demand"],
+        expression(row["condition"]), expression(row["applies"]), failure, row["demand"],
         row["notes"])
 
 
 CHECKS: dict[str, Check] = {
-    row["id"]: _at(row, f"entry_checks.csv, {row['id']}", _check) for row in _read("entry_checks.csv")
+    row["id"]: _at(row, f"entry_checks.csv, {row['id']}", _check)
+    for row in _read("entry_checks.csv")
 }
 #: Stages of the checks in the order in which they decide an entry.
 STAGES = ("control", "host", "guest", "guest-nonregister", "msr-load")
@@ -346,8 +378,8 @@ INSTRUCTIONS: dict[str, tuple[InstructionRow, ...]] = {}
 for _row in _read("instructions.csv"):
     _instruction = _at(_row, f"instructions.csv, {_row['instruction']}.{_row['order']}", lambda row:
         InstructionRow(
-            row["instruction"], int(row["order"]), _expression(row["condition"]), row["outcome"],
-            row["effects"], row["demand"], row["notes"]))
+            row["instruction"], int(row["order"]), expression(row["condition"]), row["outcome"],
+            row["effects"], row["words"], row["notes"]))
     INSTRUCTIONS[_row["instruction"]] = (*INSTRUCTIONS.get(_row["instruction"], ()), _instruction)
 
 EXIT_REASONS: dict[int, ExitReason] = {
@@ -355,8 +387,14 @@ EXIT_REASONS: dict[int, ExitReason] = {
         int(row["number"]), row["name"], row["symbol"], row["trigger"], row["exit_qualification"],
         row["instruction_length_saved"], row["enabling_control"],
         tuple(row["instructions"].split()),
-        _expression(row["condition"]) if row["condition"] else None))
+        expression(row["condition"]) if row["condition"] else None))
     for row in _read("exit_reasons.csv")
+}
+EXIT_INFORMATION: dict[str, ExitInformation] = {
+    row["field"]: _at(row, f"exit_information.csv, {row['field']}", lambda row: ExitInformation(
+        row["field"], expression(row["when"]),
+        expression(row["value"], FIELDS[row["field"]].bits), row["notes"]))
+    for row in _read("exit_information.csv")
 }
 ERRORS: dict[int, InstructionError] = {
     int(row["number"]): InstructionError(

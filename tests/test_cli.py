@@ -46,11 +46,11 @@ def test_help_is_at_every_level(capsys, argv):
 def test_help_names_every_verb_and_the_defaults(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
-    out = capsys.readouterr().out
-    assert all(f" {verb} " in out for verb in cli.VERBS)
+    words = capsys.readouterr().out.split()
+    assert set(cli.VERBS) <= set(words)
     with pytest.raises(SystemExit):
         cli.main(["switch", "--help"])
-    assert "(default: pysim)" in capsys.readouterr().out
+    assert "(default: pysim)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_version_names_the_tools():

@@ -25,11 +25,10 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 
 def python_files():
     """Every Python file of ours, relative to the root."""
-    for folder in ROOT.iterdir():
-        if folder.is_file() and folder.suffix == ".py":
-            yield folder.relative_to(ROOT)
-        elif folder.is_dir() and folder.name[0] != "." and folder.name not in ("build", "dist"):
-            yield from (path.relative_to(ROOT) for path in folder.rglob("*.py"))
+    for path in ROOT.rglob("*.py"):
+        path = path.relative_to(ROOT)
+        if path.parts[0][0] != "." and path.parts[0] not in ("build", "dist"):
+            yield path
 
 
 def package_of(path):

@@ -61,7 +61,7 @@ def parse(argv):
 def parser():
     """The parser of all verbs."""
     top = Parser(
-        prog="vmxswitch", description="A VMX world switch for FPGAs, at work.",
+        prog="vmxswitch", description="Moves a processor between environments with a VMX unit.",
         epilog="`vmxswitch VERB --help` explains a verb. "
                "Exit status: 0 done, 1 refused or disagreed, 2 bad input.")
     top.add_argument("--version", action=Version, help="print our version and those of the tools")

@@ -20,7 +20,7 @@ def run(arguments):
 
 
 def _seen_from_root(argument):
-    """``argument`` for a pytest that runs in the root: a file named from here gets its full path."""
+    """``argument`` for a pytest that runs in the root: a file named from here in full."""
     path, *inside = argument.split("::")
     if Path.cwd() != checkout.ROOT and os.path.exists(path):
         return "::".join([os.path.abspath(path), *inside])

@@ -10,7 +10,7 @@ Facts: vmcs_fields.csv (symbols, encodings, widths).
 
 import quopri
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,8 +51,10 @@ class VmcsDump:
     failing_msr : tuple[int, int] or None
         Index and value of the MSR that Xen's head names for reason 34.
     msr_lists : dict[str, list[tuple[int, int]]]
-        ``guest autoload``, ``guest autostore``, ``autostore``, ``host autoload``: MSR index and value.
+        ``guest autoload``, ``guest autostore``, ``autostore``, ``host autoload``: list of MSR
+        index and value.
     """
+
     format: str
     line: int
     fields: dict[str, int] = field(default_factory=dict)
@@ -70,8 +72,11 @@ class VmcsDump:
     @property
     def label(self) -> str:
         """Name of the virtual processor as far as the text tells it, else the first line."""
-        names = [f"{word} {number}" for word, number in (("domain", self.domain), ("vCPU", self.vcpu))
-                 if number is not None]
+        names = [
+            f"{word} {number}"
+            for word, number in (("domain", self.domain), ("vCPU", self.vcpu))
+            if number is not None
+        ]
         return " ".join(names) or f"line {self.line}"
 
 
@@ -80,18 +85,22 @@ class VmcsDump:
 # Words that stand on one line are separate templates if they make sense alone, so that a line may
 # be wrapped, cut or printed in parts. ``*NAME``: see `VmcsDump.effective`. SVI, RVI: one field.
 
+
 def _area(area: str) -> tuple[str, ...]:
     """Words that the guest and the host section share."""
     return (
-        f"RSP = 0x{{{area}_RSP}}", f"RIP = 0x{{{area}_RIP}}",
+        f"RSP = 0x{{{area}_RSP}}",
+        f"RIP = 0x{{{area}_RIP}}",
         f"Sysenter RSP={{{area}_IA32_SYSENTER_ESP}} "
         f"CS:RIP={{{area}_IA32_SYSENTER_CS}}:{{{area}_IA32_SYSENTER_EIP}}",
-        f"EFER = 0x{{{area}_IA32_EFER}}", f"EFER(VMCS) = 0x{{{area}_IA32_EFER}}",
+        f"EFER = 0x{{{area}_IA32_EFER}}",
+        f"EFER(VMCS) = 0x{{{area}_IA32_EFER}}",
         *(f"EFER = 0x{{*{area}_IA32_EFER}} ({mark})" for mark in ("effective", "autoload")),
         f"EFER(MSR LL) = 0x{{*{area}_IA32_EFER}}",
         f"PAT = 0x{{{area}_IA32_PAT}}",
         f"PerfGlobCtl = 0x{{{area}_IA32_PERF_GLOBAL_CTRL}}",
-        f"S_CET = 0x{{{area}_IA32_S_CET}}", f"SSP = 0x{{{area}_SSP}}",
+        f"S_CET = 0x{{{area}_IA32_S_CET}}",
+        f"SSP = 0x{{{area}_SSP}}",
         f"SSP TABLE = 0x{{{area}_INTERRUPT_SSP_TABLE_ADDR}}",
     )
 
@@ -99,30 +108,43 @@ def _area(area: str) -> tuple[str, ...]:
 def _segment(name: str) -> tuple[str, str]:
     """KVM's and Xen's line of a segment register."""
     s = f"GUEST_{name}"
-    return (f"{name}: sel=0x{{{s}_SELECTOR}}, attr=0x{{{s}_AR}}, limit=0x{{{s}_LIMIT}}, base=0x{{{s}_BASE}}",
-            f"{name}: {{{s}_SELECTOR}} {{{s}_AR}} {{{s}_LIMIT}} {{{s}_BASE}}")
+    return (
+        f"{name}: sel=0x{{{s}_SELECTOR}}, attr=0x{{{s}_AR}}, "
+        f"limit=0x{{{s}_LIMIT}}, base=0x{{{s}_BASE}}",
+        f"{name}: {{{s}_SELECTOR}} {{{s}_AR}} {{{s}_LIMIT}} {{{s}_BASE}}",
+    )
 
 
 def _table(name: str) -> tuple[str, str]:
     s = f"GUEST_{name}"
-    return f"{name}: limit=0x{{{s}_LIMIT}}, base=0x{{{s}_BASE}}", f"{name}: {{{s}_LIMIT}} {{{s}_BASE}}"
+    return (
+        f"{name}: limit=0x{{{s}_LIMIT}}, base=0x{{{s}_BASE}}",
+        f"{name}: {{{s}_LIMIT}} {{{s}_BASE}}",
+    )
 
 
 _TEMPLATES = {
     "Guest": (
         *_area("GUEST"),
-        *(f"{cr}: actual=0x{{GUEST_{cr}}}, shadow=0x{{{cr}_READ_SHADOW}}, gh_mask={{{cr}_GUEST_HOST_MASK}}"
-          for cr in ("CR0", "CR4")),
+        *(
+            f"{cr}: actual=0x{{GUEST_{cr}}}, shadow=0x{{{cr}_READ_SHADOW}}, "
+            f"gh_mask={{{cr}_GUEST_HOST_MASK}}"
+            for cr in ("CR0", "CR4")
+        ),
         "CR3 = 0x{GUEST_CR3}",
         *(f"{word}{i} = 0x{{GUEST_PDPTE{i}}}" for word in ("PDPTR", "PDPTE") for i in range(4)),
-        "RFLAGS=0x{GUEST_RFLAGS}", "DR7 = 0x{GUEST_DR7}",
+        "RFLAGS=0x{GUEST_RFLAGS}",
+        "DR7 = 0x{GUEST_DR7}",
         *(line for name in SEGMENTS for line in _segment(name)),
         *(line for name in ("GDTR", "IDTR") for line in _table(name)),
-        "DebugCtl = 0x{GUEST_IA32_DEBUGCTL}", "DebugExceptions = 0x{GUEST_PENDING_DBG_EXCEPTIONS}",
+        "DebugCtl = 0x{GUEST_IA32_DEBUGCTL}",
+        "DebugExceptions = 0x{GUEST_PENDING_DBG_EXCEPTIONS}",
         "BndCfgS = 0x{GUEST_IA32_BNDCFGS}",
-        "Interruptibility = {GUEST_INTERRUPTIBILITY_STATE}", "ActivityState = {GUEST_ACTIVITY_STATE}",
+        "Interruptibility = {GUEST_INTERRUPTIBILITY_STATE}",
+        "ActivityState = {GUEST_ACTIVITY_STATE}",
         "InterruptStatus = {GUEST_INTERRUPT_STATUS}",
-        "PreemptionTimer = 0x{VMX_PREEMPTION_TIMER_VALUE}", "SM Base = 0x{GUEST_SMBASE}",
+        "PreemptionTimer = 0x{VMX_PREEMPTION_TIMER_VALUE}",
+        "SM Base = 0x{GUEST_SMBASE}",
         "SPEC_CTRL mask = 0x{SPEC_CTRL_MASK} shadow = 0x{SPEC_CTRL_SHADOW}",
     ),
     "Host": (
@@ -133,11 +155,15 @@ _TEMPLATES = {
         *(f"{cr}={{HOST_{cr}}}" for cr in ("CR0", "CR3", "CR4")),
     ),
     "Control": (
-        "PinBased=[0x]{PIN_BASED_CTLS}", "CPUBased=[0x]{PRIMARY_PROC_BASED_CTLS}",
-        "SecondaryExec=[0x]{SECONDARY_PROC_BASED_CTLS}", "TertiaryExec=[0x]{TERTIARY_PROC_BASED_CTLS}",
-        "EntryControls=[0x]{VM_ENTRY_CTLS}", "ExitControls=[0x]{VM_EXIT_CTLS}",
+        "PinBased=[0x]{PIN_BASED_CTLS}",
+        "CPUBased=[0x]{PRIMARY_PROC_BASED_CTLS}",
+        "SecondaryExec=[0x]{SECONDARY_PROC_BASED_CTLS}",
+        "TertiaryExec=[0x]{TERTIARY_PROC_BASED_CTLS}",
+        "EntryControls=[0x]{VM_ENTRY_CTLS}",
+        "ExitControls=[0x]{VM_EXIT_CTLS}",
         "SecondaryExitControls=[0x]{SECONDARY_VM_EXIT_CTLS}",
-        "ExceptionBitmap={EXCEPTION_BITMAP}", "PFECmask={PAGE_FAULT_ERROR_CODE_MASK}",
+        "ExceptionBitmap={EXCEPTION_BITMAP}",
+        "PFECmask={PAGE_FAULT_ERROR_CODE_MASK}",
         "PFECmatch={PAGE_FAULT_ERROR_CODE_MATCH}",
         "VMEntry: intr_info={VM_ENTRY_INTR_INFO} errcode={VM_ENTRY_EXCEPTION_ERROR_CODE} "
         "ilen={VM_ENTRY_INSTRUCTION_LENGTH}",
@@ -145,13 +171,18 @@ _TEMPLATES = {
         "ilen={VM_EXIT_INSTRUCTION_LENGTH}",
         "reason={VM_EXIT_REASON} qualification={EXIT_QUALIFICATION}",
         "IDTVectoring: info={IDT_VECTORING_INFO} errcode={IDT_VECTORING_ERROR_CODE}",
-        "TSC Offset = 0x{TSC_OFFSET}", "TSC Multiplier = 0x{TSC_MULTIPLIER}",
-        "SVI|RVI = {SVI}|{RVI}", "TPR Threshold = 0x{TPR_THRESHOLD}",
-        "APIC-access addr = 0x{APIC_ACCESS_ADDR}", "virt-APIC addr = 0x{VIRTUAL_APIC_ADDR}",
+        "TSC Offset = 0x{TSC_OFFSET}",
+        "TSC Multiplier = 0x{TSC_MULTIPLIER}",
+        "SVI|RVI = {SVI}|{RVI}",
+        "TPR Threshold = 0x{TPR_THRESHOLD}",
+        "APIC-access addr = 0x{APIC_ACCESS_ADDR}",
+        "virt-APIC addr = 0x{VIRTUAL_APIC_ADDR}",
         "PostedIntrVec = 0x{POSTED_INTR_NOTIFICATION_VECTOR}",
-        "EPT pointer = 0x{EPT_POINTER}", "EPTP index = 0x{EPTP_INDEX}",
+        "EPT pointer = 0x{EPT_POINTER}",
+        "EPTP index = 0x{EPTP_INDEX}",
         "PLE Gap={PLE_GAP} Window={PLE_WINDOW}",
-        "Virtual processor ID = 0x{VPID}", "VMfunc controls = {VM_FUNCTION_CONTROLS}",
+        "Virtual processor ID = 0x{VPID}",
+        "VMfunc controls = {VM_FUNCTION_CONTROLS}",
         "VE info address = 0x{VE_INFO_ADDR}",
         *(f"{lead}target{i}={{CR3_TARGET_VALUE{i}}}" for i in range(4) for lead in ("CR3 ", "")),
         # early patch sets print the host's words of CET at the very end
@@ -161,14 +192,19 @@ _TEMPLATES = {
 
 
 class _Template(NamedTuple):
-    head: re.Pattern       # up to the first value
+    head: re.Pattern  # up to the first value
     whole: re.Pattern
     names: tuple[str, ...]
-    shown: str             # for messages
+    shown: str  # for messages
 
 
 def _literal(text: str) -> str:
-    return (re.escape(text).replace(r"\[0x\]", "(?:0x)?").replace(r"\ =\ ", r"\s*=\s*").replace(r"\ ", r"\s+"))
+    return (
+        re.escape(text)
+        .replace(r"\[0x\]", "(?:0x)?")
+        .replace(r"\ =\ ", r"\s*=\s*")
+        .replace(r"\ ", r"\s+")
+    )
 
 
 def _compiled(template: str) -> _Template:
@@ -176,8 +212,12 @@ def _compiled(template: str) -> _Template:
     names, literals = rest[::2], rest[1::2]
     digits = "([0-9a-fA-F]{1,16})"
     whole = _literal(first) + "".join(digits + _literal(literal) for literal in literals)
-    return _Template(re.compile(_literal(first)), re.compile(whole + r"(?![^\s,])"), tuple(names),
-                     re.sub(r"\{.*?\}", "...", template.replace("[0x]", "")))
+    return _Template(
+        re.compile(_literal(first)),
+        re.compile(whole + r"(?![^\s,])"),
+        tuple(names),
+        re.sub(r"\{.*?\}", "...", template.replace("[0x]", "")),
+    )
 
 
 class _Section(NamedTuple):
@@ -195,28 +235,36 @@ _SECTIONS = {name: _section(templates) for name, templates in _TEMPLATES.items()
 
 _SECTION_HEAD = re.compile(r"\*\*\* (Guest|Host|Control) State \*\*\*\s*$")
 _CLOSING = re.compile(r"\*{20,}\s*$")
-_DOMAIN = re.compile(r">>> Domain (\d{1,9}) <<<")
+_DOMAIN = re.compile(r"Domain (\d{1,9}) <<<")  # ">>> " before it is gone with the prefixes
 _VCPU = re.compile(r"VCPU (\d{1,9})\s*$")
-_XEN_HEAD = re.compile(r"d(\d{1,9})v(\d{1,9}) (?:vmentry failure \(reason 0x([0-9a-f]{1,8})\):|VM(?:LAUNCH|RESUME) error: 0x([0-9a-f]{1,8}))"
-                       r"(?:\s+(?:Invalid guest state|MSR loading) \((entry )?(\d{1,18})\))?")
+_XEN_HEAD = re.compile(
+    r"d(\d{1,9})v(\d{1,9}) (?:vmentry failure \(reason 0x([0-9a-f]{1,8})\):"
+    r"|VM(?:LAUNCH|RESUME) error: 0x([0-9a-f]{1,8}))"
+    r"(?:\s+(?:Invalid guest state|MSR loading) \((entry )?(\d{1,18})\))?"
+)
 _XEN_MSR = re.compile(r"msr ([0-9a-f]{1,8}) val ([0-9a-f]{1,16}) \(mbz")
 _KVM_HEAD = re.compile(r"KVM: entry failed, hardware error 0x([0-9a-f]{1,8})\b")
 _MSR_LIST = re.compile(r"MSR ((?:guest |host )?auto(?:load|store)):\s*$")
 _MSR_ENTRY = re.compile(r"\d{1,4}: msr=0x([0-9a-f]{1,8}) value=0x([0-9a-f]{1,16})\s*$")
-_HAXM = re.compile(r"haxm_\w+:\s+([0-9a-fA-F]{4}) ([A-Z]\w*): ([0-9a-fA-F]{1,16})\s*$", re.MULTILINE)
+_HAXM = re.compile(
+    r"haxm_\w+:\s+([0-9a-fA-F]{4}) ([A-Z]\w*): ([0-9a-fA-F]{1,16})\s*$", re.MULTILINE
+)
 _QUOTED_PRINTABLE = re.compile(r"=3D|=C2=A0")
 
 #: What stands before the payload of a line, in any combination. `stamp`: it begins a log record.
-_PREFIX = re.compile(r"""(?:
+_PREFIX = re.compile(
+    r"""(?:
     >\ ?
   | (?P<stamp>
         [A-Z][a-z]{2}\ [ \d]\d\ [\d:]{8}\ \S+\ \S+:\ ?      # syslog, journalctl
       | \d{4}-\d\d-\d\dT\S+\ \S+\ \S+:\ ?                   # the same with ISO dates
       | \[\ *\d+\.\d+\]\ ? | \[\ *[TC]\d+\]\ ?              # dmesg, with caller; Xen's uptime
       | \[\d{4}-\d\d-\d\d\ [\d:.]+\]\ ?                     # Xen's date
-      | \(XEN\)\ ? | kvm_intel:\ | <\d>
+      | (?P<xen>\(XEN\)\ ?) | kvm_intel:\ | <\d>
     )
-)*""", re.VERBOSE)
+)*""",
+    re.VERBOSE,
+)
 
 _MAX_CONTINUATIONS = 3  # lines; a wrapped line of 120 columns fits in
 
@@ -224,12 +272,15 @@ _MAX_CONTINUATIONS = 3  # lines; a wrapped line of 120 columns fits in
 class _Line(NamedTuple):
     number: int
     payload: str
-    stamped: bool
+    stamped: bool  # it begins a log record
+    xen: bool  # Xen's console printed it
 
 
 def recognises(text: str) -> bool:
     """Whether the text has a line that only VMCS dumps have."""
-    return bool(_HAXM.search(text)) or any(_SECTION_HEAD.search(line.payload) for line in _lines(text))
+    return bool(_HAXM.search(text)) or any(
+        _SECTION_HEAD.search(line.payload) for line in _lines(text)
+    )
 
 
 def parse(text: str, name: str) -> list[VmcsDump]:
@@ -263,7 +314,14 @@ def _lines(text: str) -> list[_Line]:
             raw = quopri.decodestring(raw.encode()).decode("utf-8", "replace")
         raw = raw.replace("\N{NO-BREAK SPACE}", " ")
         prefix = _PREFIX.match(raw)
-        lines.append(_Line(number, raw[prefix.end():].strip(), prefix["stamp"] is not None))
+        lines.append(
+            _Line(
+                number,
+                raw[prefix.end() :].strip(),
+                prefix["stamp"] is not None,
+                prefix["xen"] is not None,
+            )
+        )
     return lines
 
 
@@ -273,39 +331,41 @@ class _Reader:
     def __init__(self, name: str):
         self._name = name
         self._dumps: list[VmcsDump] = []
-        self._head: dict = {}                 # facts of head lines that wait for their dump
-        self._domain: int | None = None       # stays for the following virtual processors
+        self._head: dict = {}  # facts of head lines that wait for their dump
+        self._domain: int | None = None  # stays for the following virtual processors
         self._section: str | None = None
         self._msr_list: list[tuple[int, int]] | None = None
-        self._group: list[_Line] = []         # a line with known words and what may continue it
+        self._group: list[_Line] = []  # a line and what may continue it
 
     def take(self, line: _Line) -> None:
         if match := _SECTION_HEAD.search(line.payload):
             self._flush()
-            self._open(match[1], line.number)
+            self._open(match[1], line)
         elif self._take_head(line.payload):
             self._flush()
         elif self._section is None:
             return
         elif _CLOSING.match(line.payload):
             self._flush()
-            self._dumps[-1].closed, self._section = True, None
+            self._dumps[-1].format, self._dumps[-1].closed, self._section = "xen", True, None
         elif match := _MSR_LIST.match(line.payload):
             self._flush()
             self._msr_list = self._dumps[-1].msr_lists.setdefault(match[1], [])
         elif self._msr_list is not None and (match := _MSR_ENTRY.match(line.payload)):
             self._msr_list.append((int(match[1], 16), int(match[2], 16)))
-        elif _SECTIONS[self._section].heads.match(line.payload):
+        elif line.stamped or not self._group or _SECTIONS[self._section].heads.match(line.payload):
             self._flush()
             self._group = [line]
-        elif self._group and not line.stamped and len(self._group) <= _MAX_CONTINUATIONS:
+        elif len(self._group) <= _MAX_CONTINUATIONS:
             self._group.append(line)
 
     def finish(self) -> list[VmcsDump]:
         self._flush()
         if not self._dumps:
-            raise UsageError(f"{self._name}: no section of a VMCS dump (*** Guest State *** ...) in it")
-        if self._head: # QEMU's message may also come after the dump
+            raise UsageError(
+                f"{self._name}: no section of a VMCS dump (*** Guest State *** ...) in it"
+            )
+        if self._head:  # QEMU's message may also come after the dump
             self._apply_head(self._dumps[-1])
         for dump in self._dumps:
             if {"SVI", "RVI"} <= dump.fields.keys():
@@ -313,17 +373,19 @@ class _Reader:
                 dump.fields.setdefault("GUEST_INTERRUPT_STATUS", status)
         return self._dumps
 
-    def _open(self, section: str, number: int) -> None:
+    def _open(self, section: str, line: _Line) -> None:
         last = self._dumps[-1] if self._dumps else None
         if last is None or section == "Guest" or last.closed or section in last.sections:
-            self._dumps.append(VmcsDump("kvm", number))
+            xen = line.xen or self._head.keys() & {"domain", "vcpu"}
+            self._dumps.append(VmcsDump("xen" if xen else "kvm", line.number))
             self._apply_head(self._dumps[-1])
         self._dumps[-1].sections.append(section)
         self._section, self._msr_list = section, None
 
     def _apply_head(self, dump: VmcsDump) -> None:
         for key, value in self._head.items():
-            setattr(dump, key, value)
+            if getattr(dump, key) is None:
+                setattr(dump, key, value)
         self._head = {}
 
     def _take_head(self, payload: str) -> bool:
@@ -335,7 +397,7 @@ class _Reader:
                 self._head["error"] = int(error, 16)
             else:
                 self._head["reason"] = int(reason, 16)
-            if number: # Xen counts the entries of the list from 0, the qualification from 1
+            if number:  # Xen counts the entries of the list from 0, the qualification from 1
                 self._head["qualification"] = int(number) + bool(entry)
         elif match := _KVM_HEAD.search(payload):
             number = int(match[1], 16)
@@ -355,32 +417,42 @@ class _Reader:
         if not self._group:
             return
         section, number = _SECTIONS[self._section], self._group[0].number
-        texts = ["\n".join(line.payload for line in self._group[:count])
-                 for count in range(1, len(self._group) + 1)]
-        text = max(texts, key=lambda text: len(_matches(section, text)[0])) # the shortest of equals
-        found, damaged = _matches(section, text)
+        payloads, self._group = [line.payload for line in self._group], []
+        texts = ["\n".join(payloads[:count]) for count in range(1, len(payloads) + 1)]
+        # the shortest text of those with most values; none of another message's words
+        found, damaged = max(
+            (_matches(section, text) for text in texts if section.heads.match(text)),
+            key=lambda pair: len(pair[0]),
+            default=([], None),
+        )
         if damaged:
-            raise UsageError(f"{self._name}:{number}: {damaged[0][:60]!r} is cut off or not a number; "
-                             f"expected {damaged[1]!r} with hexadecimal numbers")
+            raise UsageError(
+                f"{self._name}:{number}: {damaged[0][:60]!r} is cut off or not a number; "
+                f"expected {damaged[1]!r} with hexadecimal numbers"
+            )
         for name, digits in found:
             self._store(name, int(digits, 16), number)
-        self._group = []
 
     def _store(self, name: str, value: int, number: int) -> None:
         dump = self._dumps[-1]
         target, symbol = (dump.effective, name[1:]) if name.startswith("*") else (dump.fields, name)
-        width = 8 if symbol in {"SVI", "RVI"} else tables.FIELDS[symbol].width
+        width = 8 if symbol in {"SVI", "RVI"} else tables.FIELDS[symbol].bits
         _put(target, symbol, value, width, f"{self._name}:{number}")
 
 
 def _matches(section: _Section, text: str) -> tuple[list[tuple[str, str]], tuple[str, str] | None]:
-    """Values in a text by field, and the first words that begin like a template but do not match it."""
+    """Values in a text by field, and the first words that only begin like a template."""
     found, damaged, position = [], None, 0
     while head := section.heads.search(text, position):
         start, position = head.span()
-        candidates = [template for template in section.templates if template.head.match(text, start)]
-        matches = [(match, template) for template in candidates
-                   if (match := template.whole.match(text, start))]
+        candidates = [
+            template for template in section.templates if template.head.match(text, start)
+        ]
+        matches = [
+            (match, template)
+            for template in candidates
+            if (match := template.whole.match(text, start))
+        ]
         if matches:
             match, template = max(matches, key=lambda pair: pair[0].end())
             found += zip(template.names, match.groups(), strict=True)
@@ -394,21 +466,22 @@ def _put(fields: dict[str, int], symbol: str, value: int, width: int, place: str
     if value >> width:
         raise UsageError(f"{place}: {symbol} = {value:#x} does not fit its {width} bits")
     if fields.setdefault(symbol, value) != value:
-        raise UsageError(f"{place}: {symbol} = {value:#x}, but the dump already has {fields[symbol]:#x}")
+        raise UsageError(
+            f"{place}: {symbol} = {value:#x}, but the dump already has {fields[symbol]:#x}"
+        )
 
 
 def _parse_haxm(text: str, name: str) -> list[VmcsDump]:
     """One line a field, by encoding; a second line with an encoding starts the next dump."""
     dumps: list[VmcsDump] = []
-    symbols = {row.encoding: symbol for symbol, row in tables.FIELDS.items()}
     for number, line in enumerate(text.splitlines(), 1):
         match = _HAXM.search(line)
-        symbol = match and symbols.get(int(match[1], 16))
-        if symbol is None: # another message, or a field that no table knows
+        row = match and tables.FIELD_BY_ENCODING.get(int(match[1], 16))
+        if row is None:  # another message, or a field that no table knows
             continue
-        if not dumps or symbol in dumps[-1].fields:
+        if not dumps or row.symbol in dumps[-1].fields:
             dumps.append(VmcsDump("haxm", number))
-        _put(dumps[-1].fields, symbol, int(match[3], 16), tables.FIELDS[symbol].width, f"{name}:{number}")
+        _put(dumps[-1].fields, row.symbol, int(match[3], 16), row.bits, f"{name}:{number}")
     if not dumps:
         raise UsageError(f"{name}: no line of a HAXM dump names a VMCS field")
     return dumps

@@ -1,0 +1,67 @@
+"""The running environment.
+
+Facts: registers.csv. ``live`` changes as a whole at a commit; between commits only the core's own
+register writes change it.
+"""
+
+from amaranth import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from vmxswitch.spec.capabilities import Capabilities
+
+from .interface import register_layout, update_layout
+
+__all__ = ["LiveState"]
+
+
+class LiveState(wiring.Component):
+    """Every register of the running environment, in flip-flops.
+
+    Parameters
+    ----------
+    capabilities : Capabilities
+        The processor; decides which registers exist and how wide they are.
+
+    Members
+    -------
+    live : Out(:func:`~.interface.register_layout`), resets to 0
+        The environment in force.
+    next : In(:func:`~.interface.register_layout`)
+        Environment that a commit puts in force.
+    commit : In(1)
+        Replaces all of ``live`` by ``next`` at the next edge. Wins over ``updates``.
+    updates : In(stream)
+        The core's own register writes, one per cycle: register number in table order, and value,
+        cut to the register's width. ``ready`` is ``update_en`` and not ``commit``.
+    update_en : In(1)
+        Lets ``updates`` through.
+    changing : Out(1)
+        Combinational: ``live`` may change at the next edge.
+    """
+    def __init__(self, capabilities: Capabilities):
+        if not isinstance(capabilities, Capabilities):
+            raise TypeError(f"Live state wants Capabilities, not {capabilities!r}")
+        self._capabilities = capabilities
+        layout = register_layout(capabilities)
+        super().__init__({
+            "live": Out(layout), "next": In(layout), "commit": In(1),
+            "updates": In(stream.Signature(update_layout(capabilities))),
+            "update_en": In(1), "changing": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        updated = self.updates.valid & self.updates.ready
+        m.d.comb += [
+            self.updates.ready.eq(self.update_en & ~self.commit),
+            self.changing.eq(self.commit | updated),
+        ]
+        with m.If(self.commit):
+            m.d.sync += self.live.eq(self.next)
+        with m.Elif(updated):
+            with m.Switch(self.updates.p.register):
+                for number, name in enumerate(self._capabilities.registers):
+                    with m.Case(number):
+                        m.d.sync += self.live[name].eq(self.updates.p.value)
+        return m

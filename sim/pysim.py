@@ -1,0 +1,227 @@
+"""Backend: the RTL in Amaranth's own simulator, one clock cycle at a time."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from amaranth.hdl import Value
+from amaranth.sim import Simulator
+
+from vmxswitch.hdl.interface import INSTRUCTION_ROWS, Code, Operation
+from vmxswitch.hdl.vmx_unit import VmxUnit
+from vmxswitch.spec.capabilities import Capabilities
+from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Outcome, Sample
+
+from .memory import Memory
+
+__all__ = ["PysimPort"]
+
+CLOCK_PERIOD_S = 1e-8
+RESPONSE_LIMIT_CYC = 100_000  #: cycles after which an operation without an answer is a defect
+
+
+class PysimPort:
+    """A processor made of :class:`~vmxswitch.hdl.vmx_unit.VmxUnit`; a backend for firmware.
+
+    Implements :class:`vmxswitch.firmware.port.Port`. Between operations the clock stands still.
+
+    Parameters
+    ----------
+    capabilities : Capabilities
+        The processor to build.
+    unit : VmxUnit, optional
+        The unit to simulate, if not a new one: a test's deliberately broken one, say.
+    """
+    def __init__(self, capabilities: Capabilities, unit: VmxUnit | None = None):
+        self.capabilities = capabilities
+        self.watcher: Callable[[Sample], None] | None = None
+        self.memory = Memory()
+        self.unit = unit or VmxUnit(capabilities)
+        self.cycle = 0
+        self._job = None
+        self._mode = Mode.OFF
+        self._numbers = {name: number for number, name in enumerate(capabilities.registers)}
+        self._slices = []
+        low = 0
+        for name, row in capabilities.registers.items():
+            bits = capabilities.bits(row)
+            self._slices.append((name, low, (1 << bits) - 1))
+            low += bits
+        self.simulator = Simulator(self.unit)
+        self.simulator.add_clock(CLOCK_PERIOD_S)
+        self.simulator.add_testbench(self._carry_out)
+
+    def reset(self) -> None:
+        """Registers 0, outside VMX operation, memory all zero, cycle 0."""
+        self._job = None
+        self.cycle = 0
+        self._mode = Mode.OFF
+        self.memory.clear()
+        self.simulator.reset()
+
+    @property
+    def mode(self) -> Mode:
+        """Present mode."""
+        return self._mode
+
+    def execute(self, instruction: Instruction) -> Answer:
+        """Carry out one VMX instruction in the present environment."""
+        return self.execute_many([instruction])[0]
+
+    def execute_many(self, instructions: Iterable[Instruction]) -> list[Answer]:
+        """Carry out instructions back to back: one per cycle where nothing has to wait."""
+        requests = [self._request(instruction) for instruction in instructions]
+        return self._run(lambda ctx: self._exchange(
+            ctx, self.unit.requests, self.unit.responses, requests))
+
+    def report(self, event: Event) -> Answer:
+        """Tell of a guest event; only in VMX non-root operation."""
+        payload = {name: getattr(event, name) for name in Event.__dataclass_fields__}
+        return self._run(lambda ctx: self._exchange(
+            ctx, self.unit.events, self.unit.verdicts, [payload]))[0]
+
+    def read_registers(self) -> dict[str, int]:
+        """The live environment: every register by name."""
+        return self._run(self._registers)
+
+    def write_registers(self, values: Mapping[str, int]) -> None:
+        """Change registers through the unit's ``updates`` port, one per cycle.
+
+        Raises :exc:`KeyError` for a register that the processor does not have and
+        :exc:`ValueError` for a value wider than the register.
+        """
+        updates = []
+        for name, value in values.items():
+            bits = self.capabilities.bits(self.capabilities.registers[name])
+            if not 0 <= value < 1 << bits:
+                raise ValueError(f"{value:#x} does not fit the {bits} bits of {name}")
+            updates.append({"register": self._numbers[name], "value": value})
+        self._run(lambda ctx: self._update(ctx, updates))
+
+    def read_memory(self, address: int, size: int) -> int:
+        """Read ``size`` bytes (4 or 8, naturally aligned), little-endian, of physical memory."""
+        return self.memory.read(address, size)
+
+    def write_memory(self, address: int, size: int, value: int) -> None:
+        """Write ``size`` bytes (4 or 8, naturally aligned), little-endian."""
+        self.memory.write(address, size, value)
+
+    # -- simulation ---------------------------------------------------------------------------------
+
+    def _run(self, job):
+        """Let the simulation run until the job, a coroutine of the testbench, has its result."""
+        self._result = None
+        self._job = job
+        while self._job is not None:
+            self.simulator.advance()
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._result
+
+    async def _carry_out(self, ctx):
+        ctx.set(self.unit.responses.ready, 1)
+        ctx.set(self.unit.verdicts.ready, 1)
+        while True:
+            if self._job is None:
+                await ctx.tick()
+                self.cycle += 1
+                continue
+            try:
+                self._result = await self._job(ctx)
+            except RuntimeError as error:
+                self._result = error
+            self._mode = Mode(ctx.get(self.unit.mode))
+            self._job = None
+
+    async def _registers(self, ctx):
+        live = ctx.get(Value.cast(self.unit.live))
+        return {name: live >> low & mask for name, low, mask in self._slices}
+
+    async def _tick(self, ctx):
+        """One clock cycle, with memory's answer and the watcher's look at what it shows."""
+        if self.watcher is not None:
+            self.watcher(Sample(self.cycle, Mode(ctx.get(self.unit.mode)), await self._registers(ctx)))
+        bus = self.unit.memory
+        transfer = ctx.get(bus.stb) and not ctx.get(bus.ack) and not ctx.get(bus.err)
+        address = ctx.get(bus.adr) << 3 if transfer else 0
+        write = ctx.get(bus.we) if transfer else 0
+        await ctx.tick()
+        self.cycle += 1
+        if transfer and write:
+            self.memory.write(address, 8, ctx.get(bus.dat_w))
+        elif transfer:
+            ctx.set(bus.dat_r, self.memory.read(address, 8))
+        ctx.set(bus.ack, int(bool(transfer)))
+
+    async def _update(self, ctx, updates):
+        port = self.unit.updates
+        for update in updates:
+            ctx.set(port.payload, update)
+            ctx.set(port.valid, 1)
+            while not ctx.get(port.ready):
+                await self._tick(ctx)
+            await self._tick(ctx)
+        ctx.set(port.valid, 0)
+
+    async def _exchange(self, ctx, port, answers, payloads):
+        """Hand payloads over back to back and collect their answers."""
+        waiting, accepted, results = list(reversed(payloads)), [], []
+        quiet = 0
+        while len(results) < len(payloads):
+            if waiting:
+                ctx.set(port.payload, waiting[-1])
+            ctx.set(port.valid, int(bool(waiting)))
+            taken = waiting and ctx.get(port.ready)
+            start = self.cycle
+            await self._tick(ctx)
+            if taken:
+                waiting.pop()
+                accepted.append(start)
+            quiet += 1
+            if ctx.get(answers.valid):
+                results.append(self._answer(ctx, answers, accepted.pop(0)))
+                quiet = 0
+            if quiet > RESPONSE_LIMIT_CYC:
+                raise RuntimeError(f"the unit gave no answer in {RESPONSE_LIMIT_CYC} cycles")
+        ctx.set(port.valid, 0)
+        return results
+
+    def _answer(self, ctx, answers, start):
+        response = answers.payload
+        code = Code(ctx.get(response.code))
+        event = answers is self.unit.verdicts
+        checked = not event and ctx.get(self.unit.trace.checked)
+        failing = ctx.get(self.unit.diagnosis) if checked else 0
+        return Answer(
+            outcome=Outcome[code.name],
+            row="" if event else INSTRUCTION_ROWS[ctx.get(response.row)].id,
+            error=ctx.get(response.error) if code is Code.FAIL_VALID else 0,
+            vector=ctx.get(response.vector) if code is Code.FAULT else 0,
+            error_code=ctx.get(response.error_code)
+            if code is Code.FAULT and ctx.get(response.has_code) else None,
+            value=ctx.get(response.value) if code is Code.SUCCEED else 0,
+            reason=ctx.get(response.reason) if code in (Code.EXIT, Code.ENTRY_FAILURE) else 0,
+            qualification=ctx.get(response.qualification)
+            if code in (Code.EXIT, Code.ENTRY_FAILURE) else 0,
+            failing=tuple(row.id for number, row in enumerate(self.unit.rows) if failing >> number & 1),
+            cycles=self.cycle - start,
+        )
+
+    @staticmethod
+    def _request(instruction: Instruction) -> dict[str, int]:
+        vector, error_code = instruction.operand_fault or (0, 0)
+        invalidates = instruction.name in ("INVEPT", "INVVPID")
+        operand = {
+            "VMREAD": instruction.encoding, "VMWRITE": instruction.encoding,
+            "INVEPT": instruction.invalidation, "INVVPID": instruction.invalidation,
+            "VMFUNC": instruction.eax,
+        }.get(instruction.name, instruction.pointer)
+        source = instruction.ecx if instruction.name == "VMFUNC" else instruction.value
+        return {
+            "operation": Operation[instruction.name], "operand": operand,
+            "source": instruction.descriptor & (1 << 64) - 1 if invalidates else source,
+            "source_high": instruction.descriptor >> 64,
+            "register_operand": int(instruction.register_operand),
+            "operand_fault": int(instruction.operand_fault is not None),
+            "vector": vector, "error_code": error_code or 0,
+            "mov_ss_blocking": int(instruction.mov_ss_blocking), "length": instruction.length,
+            "information": instruction.information, "displacement": instruction.displacement,
+        }

@@ -56,7 +56,8 @@ class Commit(wiring.Component):
         fields, registers = field_layout(capabilities), register_layout(capabilities)
         super().__init__({
             "fields": In(fields), "live": In(registers),
-            "pdptes": In(PDPTES), "mode": In(Mode), "exit": In(1), "exit_reason": In(16), "exit_by_instruction": In(1),
+            "pdptes": In(PDPTES), "mode": In(Mode),
+            "exit": In(1), "exit_reason": In(16), "exit_by_instruction": In(1),
             "stage_stb": In(1), "stage": In(ListEntry), "unstage": In(1),
             "next": Out(registers), "saved": Out(fields),
             "saved_en": Out(len(capabilities.fields)),

@@ -75,8 +75,8 @@ class EntryChecker(wiring.Component):
     qualification : Out(8)
         Exit qualification of the first failing guest row.
     pdptes : Out(layout of PDPTE0 to PDPTE3)
-        Combinational: the guest's page-directory-pointer-table entries, from the VMCS with EPT, else
-        from ``memory``.
+        Combinational: the guest's page-directory-pointer-table entries, from the VMCS with EPT,
+        else from ``memory``.
     wants : Out(Wants)
         Memory words that checks read in this VMCS.
     list_entry : In(ListEntry)
@@ -116,17 +116,18 @@ class EntryChecker(wiring.Component):
         m.d.sync += changed.eq(self.changing)
         m.d.comb += self.settled.eq(~changed)
 
-        for bit, row in zip(self.failing, self.rows):
+        for bit, row in zip(self.failing, self.rows, strict=True):
             m.d.sync += bit.eq(lower(row.fails, values))
         for output, stages in [
             (self.controls_fail, ("control",)), (self.host_fails, ("host",)),
             (self.guest_fails, ("guest", "guest-nonregister")),
         ]:
-            bits = [bit for bit, row in zip(self.failing, self.rows) if row.stage in stages]
-            m.d.comb += output.eq(Cat(bits).any())
-        for bit, row in zip(reversed(self.failing), reversed(self.rows)):
+            m.d.comb += output.eq(Cat(
+                self.failing[number] for number, row in enumerate(self.rows)
+                if row.stage in stages).any())
+        for number, row in reversed(list(enumerate(self.rows))):  # so that the first one wins
             if row.check.failure.qualification is not None:
-                with m.If(bit):
+                with m.If(self.failing[number]):
                     m.d.comb += self.qualification.eq(row.check.failure.qualification)
 
         m.d.sync += [

@@ -67,7 +67,8 @@ class ExitUnit(wiring.Component):
             (cause.reason == number) & lower(capabilities.bind(row.condition), values)
             for number, row in EXIT_REASONS.items() if row.condition is not None).any())
         m.d.comb += self.by_instruction.eq(cause.reason.matches(*(
-            number for number, row in EXIT_REASONS.items() if row.instruction_length_saved == "yes")))
+            number for number, row in EXIT_REASONS.items()
+            if row.instruction_length_saved == "yes")))
         for number, symbol in enumerate(capabilities.fields):
             if row := EXIT_INFORMATION.get(symbol):
                 m.d.comb += [

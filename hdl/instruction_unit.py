@@ -17,7 +17,14 @@ from vmxswitch.spec.tables import INSTRUCTIONS, SYMBOLS, expression
 from .entry_checker import Wants
 from .expression import lower
 from .interface import (
-    INSTRUCTION_ROWS, Code, Event, Operation, Request, Response, field_layout, register_layout,
+    INSTRUCTION_ROWS,
+    Code,
+    Event,
+    Operation,
+    Request,
+    Response,
+    field_layout,
+    register_layout,
     symbol_values,
 )
 from .memory_unit import Command
@@ -146,7 +153,7 @@ class InstructionUnit(wiring.Component):
         self._respond(m)
         return m
 
-    # -- acceptance ---------------------------------------------------------------------------------
+    # --- acceptance ---
 
     def _accept(self, m):
         """One register for the operation at hand, filled when the one before it finishes."""
@@ -198,7 +205,7 @@ class InstructionUnit(wiring.Component):
     def _value(self, text):
         return lower(self._capabilities.bind(expression(text)), self._values)
 
-    # -- decision -----------------------------------------------------------------------------------
+    # --- decision ---
 
     def _decide(self, m):
         """Evaluate the rows of the instruction at hand; the first true one decides."""
@@ -262,7 +269,7 @@ class InstructionUnit(wiring.Component):
             return [self._code.eq(code), self._vector.eq(vector), self._has_code.eq(vector == GP)]
         return [self._code.eq(code), self._number.eq(number)]
 
-    # -- what must happen before the end ------------------------------------------------------------
+    # --- what must happen before the end ---
 
     def _sequence(self, m):
         """Reads before the decision, transfers before the end; then ``finish``."""
@@ -402,7 +409,7 @@ class InstructionUnit(wiring.Component):
         high = Cat(self.word[:32], self._source[:32])
         return Mux(self.select.high, high, self._source & mask)
 
-    # -- effects ------------------------------------------------------------------------------------
+    # --- effects ---
 
     def _effects(self, m):
         """Everything that happens at the edge that ends the operation."""

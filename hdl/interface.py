@@ -21,7 +21,7 @@ INSTRUCTION_ROWS = tuple(row for rows in INSTRUCTIONS.values() for row in rows)
 
 
 class Request(data.Struct):
-    """A VMX instruction with decoded operands; see :class:`vmxswitch.spec.operations.Instruction`."""
+    """A VMX instruction, decoded; see :class:`vmxswitch.spec.operations.Instruction`."""
     operation:        Operation
     operand:          64  # pointer, encoding, invalidation type or EAX
     source:           64  # VMWRITE value, descriptor bits 63:0 or ECX
@@ -84,7 +84,8 @@ def symbol_values(capabilities: Capabilities, *, fields=None, live=None) -> dict
     if fields is not None:
         values |= {symbol: Value.cast(fields[symbol]) for symbol in capabilities.fields}
     if live is not None:
-        values |= {row.symbol: Value.cast(live[name]) for name, row in capabilities.registers.items()}
+        values |= {row.symbol: Value.cast(live[name])
+                   for name, row in capabilities.registers.items()}
     return values
 
 

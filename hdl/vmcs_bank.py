@@ -78,18 +78,19 @@ class VmcsBank(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        values = [self.fields[symbol] for symbol in self._capabilities.fields]
         whole = Signal(64)
         m.d.comb += [
-            whole.eq(Array(values)[self.select.number]),
+            whole.eq(Array(
+                self.fields[symbol] for symbol in self._capabilities.fields)[self.select.number]),
             self.r_data.eq(Mux(self.select.high, whole[32:], whole)),
             self.changing.eq(self.w_stb | self.load_stb.any()),
         ]
-        for number, (symbol, value) in enumerate(zip(self._capabilities.fields, values)):
+        for number, (symbol, row) in enumerate(self._capabilities.fields.items()):
+            value = self.fields[symbol]
             with m.If(self.load_stb[number]):
                 m.d.sync += value.eq(self.load[symbol])
             with m.Elif(self.w_stb & (self.select.number == number)):
-                if self._capabilities.fields[symbol].width_class == "64":
+                if row.width_class == "64":
                     high = Cat(value[:32], self.w_data[:32])
                     m.d.sync += value.eq(Mux(self.select.high, high, self.w_data))
                 else:

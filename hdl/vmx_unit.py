@@ -108,7 +108,8 @@ class VmxUnit(wiring.Component):
 
         # checks
         m.d.comb += [
-            checker.current_vmcs.eq(unit.current_vmcs), checker.vmxon_pointer.eq(unit.vmxon_pointer),
+            checker.current_vmcs.eq(unit.current_vmcs),
+            checker.vmxon_pointer.eq(unit.vmxon_pointer),
             checker.memory.eq(memory.words), checker.list_entry.eq(memory.list_entry),
             checker.changing.eq(bank.changing | live.changing | memory.busy | unit.moving),
             unit.checks.settled.eq(checker.settled),

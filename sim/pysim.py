@@ -104,7 +104,7 @@ class PysimPort:
         """Write ``size`` bytes (4 or 8, naturally aligned), little-endian."""
         self.memory.write(address, size, value)
 
-    # -- simulation ---------------------------------------------------------------------------------
+    # --- simulation ---
 
     def _run(self, job):
         """Let the simulation run until the job, a coroutine of the testbench, has its result."""
@@ -138,7 +138,8 @@ class PysimPort:
     async def _tick(self, ctx):
         """One clock cycle, with memory's answer and the watcher's look at what it shows."""
         if self.watcher is not None:
-            self.watcher(Sample(self.cycle, Mode(ctx.get(self.unit.mode)), await self._registers(ctx)))
+            mode = Mode(ctx.get(self.unit.mode))
+            self.watcher(Sample(self.cycle, mode, await self._registers(ctx)))
         bus = self.unit.memory
         transfer = ctx.get(bus.stb) and not ctx.get(bus.ack) and not ctx.get(bus.err)
         address = ctx.get(bus.adr) << 3 if transfer else 0
@@ -201,7 +202,8 @@ class PysimPort:
             reason=ctx.get(response.reason) if code in (Code.EXIT, Code.ENTRY_FAILURE) else 0,
             qualification=ctx.get(response.qualification)
             if code in (Code.EXIT, Code.ENTRY_FAILURE) else 0,
-            failing=tuple(row.id for number, row in enumerate(self.unit.rows) if failing >> number & 1),
+            failing=tuple(
+                row.id for number, row in enumerate(self.unit.rows) if failing >> number & 1),
             cycles=self.cycle - start,
         )
 

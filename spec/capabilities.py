@@ -279,7 +279,7 @@ PRESETS: dict[str, Capabilities] = {
          "PROC2_RDRAND_EXITING", "PROC2_ENABLE_INVPCID", "PROC2_RDSEED_EXITING",
          "EXIT_HOST_ADDR_SPACE_SIZE", "EXIT_SAVE_PAT", "EXIT_LOAD_PAT", "EXIT_SAVE_EFER",
          "EXIT_LOAD_EFER", "ENTRY_IA32E_MODE_GUEST", "ENTRY_LOAD_PAT", "ENTRY_LOAD_EFER"),
-        cr4_bits=0x773FFF, misc=0x2000_01E0, ept_vpid=0x0F01_0632_4141,
+        cr4_bits=0x773FFF, misc=0x2000_01E0, ept_vpid=0x0F01_0633_4141,
         physical_address_width=46, linear_address_width=57, efer_bits=0xD01,
         wrmsr_rules={0x174: "any", 0x175: "canonical", 0x176: "canonical", 0x277: "pat",
                      0xC0000081: "any", 0xC0000082: "canonical", 0xC0000102: "canonical"}),

@@ -240,16 +240,28 @@ class _Parser:
         return parse(text, self._scope, self._macros)
 
     def _visit_Subscript(self, node):
-        value = self.typed(node.value)
-        if isinstance(node.slice, ast.Slice):
-            high, low = self._visit(node.slice.lower), self._visit(node.slice.upper)
-        else:
-            high = low = self._visit(node.slice)
+        match node.slice:
+            case ast.Slice(ast.expr() as high, ast.expr() as low, None):
+                high, low = self._visit(high), self._visit(low)
+            case ast.Slice():
+                high = low = None
+            case bit:
+                high = low = self._visit(bit)
         if not (isinstance(high, int) and isinstance(low, int) and 0 <= low <= high):
             raise self._error(node, "bits are numbers, the higher one first")
+        return self._bits(node, self.typed(node.value), high, low)
+
+    def _bits(self, node, value, high, low) -> Expression:
         if high >= value.width:
             raise self._error(node, f"no bit {high} in {value.width} bits")
         return Slice(high - low + 1, value, low)
+
+    def _count(self, node, least) -> int:
+        """A number of bits."""
+        value = self._visit(node)
+        if not isinstance(value, int) or value < least:
+            raise self._error(node, f"a number of bits, {least} or more, is wanted here")
+        return value
 
     def _visit_UnaryOp(self, node):
         if isinstance(node.op, ast.Not):
@@ -280,9 +292,12 @@ class _Parser:
         if operator in ("&", "|", "^"):
             return Binary(a.width, operator, a, b)
         if operator == "<<":
-            if not isinstance(b, int):
-                raise self._error(node, "shift by a number only")
+            b = self._count(node.right, 0)
+            if isinstance(a, int):
+                raise self._error(node, "a number here needs a value beside it that gives it a width")
             return Binary(a.width + b, "<<", a, Const(max(b.bit_length(), 1), b))
+        if any(isinstance(x, int) and x < 0 for x in (a, b)):
+            raise self._error(node, "no negative numbers")
         a, b = (Const(max(x.bit_length(), 1), x) if isinstance(x, int) else x for x in (a, b))
         width = {
             "+": max(a.width, b.width) + 1, "-": a.width, "*": a.width + b.width,
@@ -313,11 +328,10 @@ class _Parser:
         if not isinstance(right, ast.Set):
             raise self._error(node, "'in' wants a set of numbers")
         numbers = [self._visit(element) for element in right.elts]
-        for number in numbers:
-            if not isinstance(number, int):
-                raise self._error(node, "'in' wants a set of numbers")
-            self._fit(node, number, value.width)
-        return Member(1, value, tuple(numbers))
+        if not all(isinstance(number, int) for number in numbers):
+            raise self._error(node, "'in' wants a set of numbers")
+        return Member(1, value, tuple(
+            self._fit(node, number, value.width).value for number in numbers))
 
     def _visit_IfExp(self, node):
         condition = self._bit(node.test)
@@ -329,24 +343,24 @@ class _Parser:
 
     def _visit_Call(self, node):
         name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
+        if node.keywords:
+            raise self._error(node, "unknown function, or wrong number of arguments")
         if macro := self._macros.get((name, len(node.args))):
             return self._expand(macro, [ast.unparse(argument) for argument in node.args])
         match name, node.args:
             case "implies", [premise, conclusion]:
                 return Binary(1, "|", Invert(1, self._bit(premise)), self._bit(conclusion))
             case "ALIGN", [value, count]:
-                bits = Slice(self._visit(count), self.typed(value), 0)
+                bits = self._bits(node, self.typed(value), self._count(count, 1) - 1, 0)
                 return Binary(1, "==", bits, Const(bits.width, 0))
             case "PAT", [value]:
-                value, result = self.typed(value), Const(1, 1)
+                value, result = self._fit(value, self.typed(value), 64), Const(1, 1)
                 for low in range(0, 64, 8):
                     result = Binary(1, "&", result, Member(1, Slice(8, value, low), PAT_TYPES))
                 return result
             case "zext", [value, width]:
-                value, width = self.typed(value), self._visit(width)
-                if width < value.width:
-                    raise self._error(node, f"{value.width} bits do not fit {width}")
-                return Extend(width, value)
+                value = self.typed(value)
+                return Extend(self._count(width, value.width), value)
             case _, [value] if name in ADDRESS_RULES:
                 return Bound(1, name, self.typed(value))
         raise self._error(node, "unknown function, or wrong number of arguments")
@@ -368,8 +382,8 @@ def _children(expression) -> dict[str, Expression]:
 def bind(expression: Expression, constants: Mapping[str, int]) -> Expression:
     """Put numbers in place of some symbols and fold everything that they decide.
 
-    ``constants`` must hold the widths ``ADDRESS_WIDTH`` and ``LINEAR_WIDTH`` if the expression
-    has an address rule.
+    ``constants`` must hold the widths of :data:`ADDRESS_RULES` if the expression has an address
+    rule.
     """
     match expression:
         case Symbol(width, name):

@@ -372,7 +372,7 @@ CHECKS: dict[str, Check] = {
     for row in _read("entry_checks.csv")
 }
 #: Stages of the checks in the order in which they decide an entry.
-STAGES = ("control", "host", "guest", "guest-nonregister", "msr-load")
+STAGES = ("control", "host", "guest", "guest-nonregister", "msr-load", "machine-check")
 
 INSTRUCTIONS: dict[str, tuple[InstructionRow, ...]] = {}
 for _row in _read("instructions.csv"):

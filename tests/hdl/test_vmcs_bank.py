@@ -1,0 +1,82 @@
+# amaranth: UnusedElaboratable=no
+from amaranth.hdl import Module, Signal
+
+from vmxswitch.hdl.vmcs_bank import FieldSelect, VmcsBank
+from vmxswitch.spec.tables import FIELDS
+
+PATTERN = 0x1122_3344_5566_7788
+
+
+def select(preset, symbol, high=0):
+    return {"number": list(preset.fields).index(symbol), "high": high, "exists": 1}
+
+
+def test_every_field_is_written_and_read_at_its_width(simulate, preset):
+    dut = VmcsBank(preset)
+
+    async def testbench(ctx):
+        for number, symbol in enumerate(preset.fields):
+            ctx.set(dut.select, select(preset, symbol))
+            ctx.set(dut.w_data, PATTERN ^ number)
+            ctx.set(dut.w_stb, 1)
+            assert ctx.get(dut.changing)
+            await ctx.tick()
+        ctx.set(dut.w_stb, 0)
+        for number, (symbol, row) in enumerate(preset.fields.items()):
+            expected = (PATTERN ^ number) & (1 << preset.bits(row)) - 1
+            ctx.set(dut.select, select(preset, symbol))
+            assert ctx.get(dut.r_data) == expected, symbol
+            assert ctx.get(dut.fields[symbol]) == expected, symbol
+        assert not ctx.get(dut.changing)
+
+    simulate(dut, testbench)
+
+
+def test_high_half_replaces_bits_63_to_32_only(simulate, preset):
+    dut = VmcsBank(preset)
+
+    async def testbench(ctx):
+        for high, data in ((0, PATTERN), (1, 0xAAAA_BBBB_CCCC_DDDD)):
+            ctx.set(dut.select, select(preset, "TSC_OFFSET", high))
+            ctx.set(dut.w_data, data)
+            ctx.set(dut.w_stb, 1)
+            await ctx.tick()
+        assert ctx.get(dut.r_data) == 0xCCCC_DDDD
+        assert ctx.get(dut.fields.TSC_OFFSET) == 0xCCCC_DDDD_5566_7788
+
+    simulate(dut, testbench)
+
+
+def test_load_writes_the_strobed_fields_only(simulate, preset):
+    dut = VmcsBank(preset)
+    chosen = list(preset.fields).index("GUEST_RIP")
+
+    async def testbench(ctx):
+        ctx.set(dut.load, dict.fromkeys(preset.fields, 0x5A))
+        ctx.set(dut.load_stb, 1 << chosen)
+        await ctx.tick()
+        for symbol in preset.fields:
+            assert ctx.get(dut.fields[symbol]) == (0x5A if symbol == "GUEST_RIP" else 0)
+
+    simulate(dut, testbench)
+
+
+def test_decoder_knows_the_encodings_of_this_processor_and_no_other(simulate, preset):
+    m = Module()
+    encoding, chosen = Signal(64), Signal(FieldSelect)
+    VmcsBank.decode(preset, m, encoding, chosen)
+    m.d.sync += Signal().eq(0)
+    numbers = {symbol: number for number, symbol in enumerate(preset.fields)}
+
+    async def testbench(ctx):
+        for field in FIELDS.values():
+            for wide in (0, 1 << 32, 1 << 16):
+                ctx.set(encoding, field.encoding | wide)
+                await ctx.delay(1e-9)
+                exists = not wide and field.encoding in preset.encodings
+                assert ctx.get(chosen.exists) == exists, field.symbol
+                if exists:
+                    assert ctx.get(chosen.number) == numbers[field.symbol.removesuffix("_HIGH")]
+                    assert ctx.get(chosen.high) == field.is_high
+
+    simulate(m, testbench)

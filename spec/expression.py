@@ -287,14 +287,13 @@ class _Parser:
             a, b = self._pair(node, node.left, node.right)
         else:
             a, b = self._visit(node.left), self._visit(node.right)
+        if operator == "<<":
+            b = self._count(node.right, 0)
         if isinstance(a, int) and isinstance(b, int):
             return eval(f"{a}{operator}{b}")  # two numbers and an operator of the table above
         if operator in ("&", "|", "^"):
             return Binary(a.width, operator, a, b)
         if operator == "<<":
-            b = self._count(node.right, 0)
-            if isinstance(a, int):
-                raise self._error(node, "a number here needs a value beside it that gives it a width")
             return Binary(a.width + b, "<<", a, Const(max(b.bit_length(), 1), b))
         if any(isinstance(x, int) and x < 0 for x in (a, b)):
             raise self._error(node, "no negative numbers")

@@ -29,15 +29,22 @@ class PysimPort:
         The processor to build.
     unit : VmxUnit, optional
         The unit to simulate, if not a new one: a test's deliberately broken one, say.
+
+    Attributes
+    ----------
+    bus_faults : set of int
+        Addresses of 64-bit words where memory answers with an error.
     """
     def __init__(self, capabilities: Capabilities, unit: VmxUnit | None = None):
         self.capabilities = capabilities
         self.watcher: Callable[[Sample], None] | None = None
         self.memory = Memory()
+        self.bus_faults: set[int] = set()
         self.unit = unit or VmxUnit(capabilities)
         self.cycle = 0
         self._job = None
         self._mode = Mode.OFF
+        self._started = False  # a simulator that has not run yet needs no reset
         self._numbers = {name: number for number, name in enumerate(capabilities.registers)}
         self._slices = []
         low = 0
@@ -55,7 +62,9 @@ class PysimPort:
         self.cycle = 0
         self._mode = Mode.OFF
         self.memory.clear()
-        self.simulator.reset()
+        self.bus_faults.clear()
+        if self._started:
+            self.simulator.reset()
 
     @property
     def mode(self) -> Mode:
@@ -109,6 +118,7 @@ class PysimPort:
     def _run(self, job):
         """Let the simulation run until the job, a coroutine of the testbench, has its result."""
         self._result = None
+        self._started = True
         self._job = job
         while self._job is not None:
             self.simulator.advance()
@@ -144,13 +154,15 @@ class PysimPort:
         transfer = ctx.get(bus.stb) and not ctx.get(bus.ack) and not ctx.get(bus.err)
         address = ctx.get(bus.adr) << 3 if transfer else 0
         write = ctx.get(bus.we) if transfer else 0
+        fails = transfer and address in self.bus_faults
         await ctx.tick()
         self.cycle += 1
-        if transfer and write:
+        if transfer and not fails and write:
             self.memory.write(address, 8, ctx.get(bus.dat_w))
-        elif transfer:
+        elif transfer and not fails:
             ctx.set(bus.dat_r, self.memory.read(address, 8))
-        ctx.set(bus.ack, int(bool(transfer)))
+        ctx.set(bus.ack, int(bool(transfer and not fails)))
+        ctx.set(bus.err, int(bool(fails)))
 
     async def _update(self, ctx, updates):
         port = self.unit.updates

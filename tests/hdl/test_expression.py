@@ -9,7 +9,11 @@ from amaranth.hdl import Module, Signal
 from vmxswitch.hdl.expression import lower
 from vmxswitch.spec.expression import ExpressionError, symbols, to_function
 from vmxswitch.spec.tables import (
-    EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, SYMBOL_WIDTHS, expression,
+    EXIT_INFORMATION,
+    EXIT_REASONS,
+    INSTRUCTIONS,
+    SYMBOL_WIDTHS,
+    expression,
 )
 
 VECTORS = 40
@@ -47,7 +51,8 @@ def test_hardware_computes_what_the_function_computes(simulate, preset):
     table = dict(expressions(preset))
     names = sorted(set().union(*map(symbols, table.values())))
     inputs = {name: Signal(SYMBOL_WIDTHS[name], name=name) for name in names}
-    outputs = {name: Signal(row.width, name=f"out_{n}") for n, (name, row) in enumerate(table.items())}
+    outputs = {name: Signal(row.width, name=f"out_{n}")
+               for n, (name, row) in enumerate(table.items())}
     m = Module()
     for name, row in table.items():
         m.d.comb += outputs[name].eq(lower(row, inputs))

@@ -210,7 +210,8 @@ class InstructionUnit(wiring.Component):
     def _decide(self, m):
         """Evaluate the rows of the instruction at hand; the first true one decides."""
         self._row = Signal(range(len(INSTRUCTION_ROWS)))
-        self._code, self._number = Signal(Code), Signal(16)  # number: error or reason of the row
+        self._row_code, self._number = Signal(Code), Signal(16)  # number: error or reason
+        self._code = Signal(Code)  # of the operation at hand, instruction or event
         self._vector, self._error_code, self._has_code = Signal(8), Signal(16), Signal()
         self._needs_word, self._needs_checks, self._needs_list = Signal(), Signal(), Signal()
         values = self._values | {
@@ -221,9 +222,9 @@ class InstructionUnit(wiring.Component):
             for name, rows in INSTRUCTIONS.items():
                 with m.Case(Operation[name]):
                     self._decide_instruction(m, rows, values)
-        with m.If(self._event):
-            m.d.comb += self._code.eq(Mux(
-                self.exits & (self.mode == Mode.NON_ROOT), Code.EXIT, Code.NO_EXIT))
+        exits = self.exits & (self.mode == Mode.NON_ROOT)
+        m.d.comb += self._code.eq(Mux(
+            self._event, Mux(exits, Code.EXIT, Code.NO_EXIT), self._row_code))
 
     def _decide_instruction(self, m, rows, values):
         seen = set()  # symbols that this and earlier rows read: all must be known
@@ -261,13 +262,14 @@ class InstructionUnit(wiring.Component):
         }[kind]
         if code is Code.FAIL_VALID:
             none = self.current_vmcs == NO_VMCS
-            return [self._code.eq(Mux(none, Code.FAIL_INVALID, code)), self._number.eq(number)]
+            return [self._row_code.eq(Mux(none, Code.FAIL_INVALID, code)), self._number.eq(number)]
         if code is Code.FAULT:
             if vector is None:
-                return [self._code.eq(code), self._vector.eq(self._request.vector),
+                return [self._row_code.eq(code), self._vector.eq(self._request.vector),
                         self._error_code.eq(self._request.error_code), self._has_code.eq(1)]
-            return [self._code.eq(code), self._vector.eq(vector), self._has_code.eq(vector == GP)]
-        return [self._code.eq(code), self._number.eq(number)]
+            return [self._row_code.eq(code), self._vector.eq(vector),
+                    self._has_code.eq(vector == GP)]
+        return [self._row_code.eq(code), self._number.eq(number)]
 
     # --- what must happen before the end ---
 
@@ -444,7 +446,7 @@ class InstructionUnit(wiring.Component):
                 self.cause.length.eq(request.length),
                 self.cause.information.eq(request.information),
             ]
-            with m.If(code == Code.ENTRY_FAILURE):
+            with m.If(self._row_code == Code.ENTRY_FAILURE):
                 m.d.comb += self.cause.qualification.eq(
                     Mux(self.list_failed, self._position, self.checks.qualification))
         for strobe, transition in [

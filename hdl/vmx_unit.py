@@ -56,7 +56,7 @@ class VmxUnit(wiring.Component):
         Wishbone initiator to physical memory.
     diagnosis : Out(number of rows)
         Bit n: row n of :attr:`rows` failed in the last VM entry that came to its checks.
-    trace : Out(Retired)
+    retired : Out(Retired)
         For formal properties, waves and tests: each operation in the cycle after it ended.
     """
     def __init__(self, capabilities: Capabilities):
@@ -72,7 +72,7 @@ class VmxUnit(wiring.Component):
             "live": Out(register_layout(capabilities)),
             "updates": In(stream.Signature(update_layout(capabilities))),
             "mode": Out(Mode), "memory": Out(BusSignature()),
-            "diagnosis": Out(len(self.rows)), "trace": Out(Retired),
+            "diagnosis": Out(len(self.rows)), "retired": Out(Retired),
         })
 
     @property
@@ -98,7 +98,7 @@ class VmxUnit(wiring.Component):
         for name, port in [("responses", unit.responses), ("verdicts", unit.verdicts),
                            ("memory", memory.bus)]:
             wiring.connect(m, port, wiring.flipped(getattr(self, name)))
-        m.d.comb += [self.live.eq(live.live), self.mode.eq(mode.mode), self.trace.eq(unit.retired)]
+        m.d.comb += [self.live.eq(live.live), self.mode.eq(mode.mode), self.retired.eq(unit.retired)]
 
         for component in (checker, exits, commit, unit):
             m.d.comb += [component.fields.eq(bank.fields), component.live.eq(live.live)]

@@ -131,8 +131,7 @@ class PysimPort:
         ctx.set(self.unit.verdicts.ready, 1)
         while True:
             if self._job is None:
-                await ctx.tick()
-                self.cycle += 1
+                await self._tick(ctx)
                 continue
             try:
                 self._result = await self._job(ctx)
@@ -201,7 +200,7 @@ class PysimPort:
         response = answers.payload
         code = Code(ctx.get(response.code))
         event = answers is self.unit.verdicts
-        checked = not event and ctx.get(self.unit.trace.checked)
+        checked = not event and ctx.get(self.unit.retired.checked)
         failing = ctx.get(self.unit.diagnosis) if checked else 0
         return Answer(
             outcome=Outcome[code.name],

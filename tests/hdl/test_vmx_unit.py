@@ -319,16 +319,16 @@ def test_bus_error_in_the_msr_list_changes_nothing(machine, faulty):
     assert machine.port.read_registers()["STAR"] == 0x1111
 
 
-# --- trace ---
+# --- retired ---
 
-def test_trace_tells_of_every_operation():
+def test_every_operation_is_told_when_it_retires():
     machine = Machine("skylake_x_64")
     seen = []
-    port, trace = machine.port, machine.port.unit.trace
+    port, retired = machine.port, machine.port.unit.retired
 
     async def spy(ctx):
-        async for values in ctx.tick().sample(trace.valid, trace.operation, trace.mode_before,
-                                              trace.commit, trace.checked):
+        async for values in ctx.tick().sample(retired.valid, retired.operation, retired.mode_before,
+                                              retired.commit, retired.checked):
             *_, valid, operation, mode, commit, checked = values
             if valid:
                 seen.append((Operation(operation).name, Mode(mode), commit, checked))

@@ -54,7 +54,8 @@ class EntryChecker(wiring.Component):
     Parameters
     ----------
     capabilities : Capabilities
-        The processor; its :attr:`~.Capabilities.checks` are the rows.
+        The processor; its :attr:`~.Capabilities.state_checks` and
+        :attr:`~.Capabilities.list_checks` are the rows.
 
     Members
     -------
@@ -68,8 +69,8 @@ class EntryChecker(wiring.Component):
         An input above may change at the next edge.
     settled : Out(1)
         Outputs below tell of the present inputs.
-    failing : Out(number of rows outside stage msr-load), resets to 0
-        Bit n: row n of :attr:`rows` fails.
+    failing : Out(number of state checks), resets to 0
+        Bit n: state check n fails.
     controls_fail, host_fails, guest_fails : Out(1)
         A row of stage control; host; guest or guest-nonregister fails.
     qualification : Out(8)
@@ -81,23 +82,21 @@ class EntryChecker(wiring.Component):
         Memory words that checks read in this VMCS.
     list_entry : In(ListEntry)
         Entry of the MSR-load list at hand.
-    list_failing : Out(number of rows of stage msr-load)
-        Combinational: bit n: row n of :attr:`list_rows` fails for ``list_entry``.
+    list_failing : Out(number of list checks)
+        Combinational: bit n: list check n fails for ``list_entry``.
     """
     def __init__(self, capabilities: Capabilities):
         if not isinstance(capabilities, Capabilities):
             raise TypeError(f"Checker wants Capabilities, not {capabilities!r}")
         self._capabilities = capabilities
-        checks = capabilities.checks.values()
-        self.rows = tuple(row for row in checks if row.stage != "msr-load")
-        self.list_rows = tuple(row for row in checks if row.stage == "msr-load")
+        self._rows, self._list_rows = capabilities.state_checks, capabilities.list_checks
         super().__init__({
             "fields": In(field_layout(capabilities)), "live": In(register_layout(capabilities)),
             "current_vmcs": In(64), "vmxon_pointer": In(64), "memory": In(MemoryWords),
-            "changing": In(1), "settled": Out(1), "failing": Out(len(self.rows)),
+            "changing": In(1), "settled": Out(1), "failing": Out(len(self._rows)),
             "controls_fail": Out(1), "host_fails": Out(1), "guest_fails": Out(1),
             "qualification": Out(8), "pdptes": Out(PDPTES), "wants": Out(Wants),
-            "list_entry": In(ListEntry), "list_failing": Out(len(self.list_rows)),
+            "list_entry": In(ListEntry), "list_failing": Out(len(self._list_rows)),
         })
 
     def elaborate(self, platform):
@@ -116,16 +115,16 @@ class EntryChecker(wiring.Component):
         m.d.sync += changed.eq(self.changing)
         m.d.comb += self.settled.eq(~changed)
 
-        for bit, row in zip(self.failing, self.rows, strict=True):
+        for bit, row in zip(self.failing, self._rows, strict=True):
             m.d.sync += bit.eq(lower(row.fails, values))
         for output, stages in [
             (self.controls_fail, ("control",)), (self.host_fails, ("host",)),
             (self.guest_fails, ("guest", "guest-nonregister")),
         ]:
             m.d.comb += output.eq(Cat(
-                self.failing[number] for number, row in enumerate(self.rows)
+                self.failing[number] for number, row in enumerate(self._rows)
                 if row.stage in stages).any())
-        for number, row in reversed(list(enumerate(self.rows))):  # so that the first one wins
+        for number, row in reversed(list(enumerate(self._rows))):  # so that the first one wins
             if row.check.failure.qualification is not None:
                 with m.If(self.failing[number]):
                     m.d.comb += self.qualification.eq(row.check.failure.qualification)
@@ -136,12 +135,12 @@ class EntryChecker(wiring.Component):
             self.wants.pdptes.eq(self._reads("PDPTE0", values) & ~uses_ept),
         ]
         m.d.comb += self.list_failing.eq(Cat(
-            lower(row.fails, self._list_symbols()) for row in self.list_rows))
+            lower(row.fails, self._list_symbols()) for row in self._list_rows))
         return m
 
     def _reads(self, symbol, values):
         """Whether a check that reads the symbol applies: 1 where memory must be read for it."""
-        readers = [row.check for row in self.rows if symbol in symbols(row.check.condition)]
+        readers = [row.check for row in self._rows if symbol in symbols(row.check.condition)]
         return Cat(
             lower(self._capabilities.bind(check.applies), values) for check in readers).any()
 

@@ -63,9 +63,8 @@ class VmxUnit(wiring.Component):
         if not isinstance(capabilities, Capabilities):
             raise TypeError(f"Unit wants Capabilities, not {capabilities!r}")
         self._capabilities = capabilities
-        self._checker = EntryChecker(capabilities)
         #: Checks of this unit, in the order of the bits of ``diagnosis``.
-        self.rows = (*self._checker.rows, *self._checker.list_rows)
+        self.rows = (*capabilities.state_checks, *capabilities.list_checks)
         super().__init__({
             "requests": In(stream.Signature(Request)), "responses": Out(stream.Signature(Response)),
             "events": In(stream.Signature(Event)), "verdicts": Out(stream.Signature(Response)),
@@ -86,7 +85,7 @@ class VmxUnit(wiring.Component):
         m.submodules.mode = mode = ModeController()
         m.submodules.bank = bank = VmcsBank(capabilities)
         m.submodules.live = live = LiveState(capabilities)
-        m.submodules.checker = checker = self._checker
+        m.submodules.checker = checker = EntryChecker(capabilities)
         m.submodules.exits = exits = ExitUnit(capabilities)
         m.submodules.commit = commit = Commit(capabilities)
         m.submodules.memory = memory = MemoryUnit(capabilities)
@@ -98,7 +97,9 @@ class VmxUnit(wiring.Component):
         for name, port in [("responses", unit.responses), ("verdicts", unit.verdicts),
                            ("memory", memory.bus)]:
             wiring.connect(m, port, wiring.flipped(getattr(self, name)))
-        m.d.comb += [self.live.eq(live.live), self.mode.eq(mode.mode), self.retired.eq(unit.retired)]
+        m.d.comb += [
+            self.live.eq(live.live), self.mode.eq(mode.mode), self.retired.eq(unit.retired),
+        ]
 
         for component in (checker, exits, commit, unit):
             m.d.comb += [component.fields.eq(bank.fields), component.live.eq(live.live)]

@@ -32,6 +32,7 @@ from .tables import (
 __all__ = ["PRESETS", "WRMSR_RULES", "BoundCheck", "Capabilities"]
 
 LMA = 1 << 10  # IA32_EFER
+LIST_STAGE = "msr-load"
 CR4_CET, CR4_FRED = 1 << 23, 1 << 32
 
 #: Conditions under which an MSR-load list may load an MSR, as texts over ``LIST_DATA``.
@@ -217,6 +218,16 @@ class Capabilities:
             if fails != Const(1, 0):
                 result[check.id] = BoundCheck(check, fails)
         return result
+
+    @cached_property
+    def state_checks(self) -> tuple[BoundCheck, ...]:
+        """The checks of the VMCS and of what it points to, in table order."""
+        return tuple(row for row in self.checks.values() if row.stage != LIST_STAGE)
+
+    @cached_property
+    def list_checks(self) -> tuple[BoundCheck, ...]:
+        """The checks made for each entry of the VM-entry MSR-load list, in table order."""
+        return tuple(row for row in self.checks.values() if row.stage == LIST_STAGE)
 
 
 def _offer(

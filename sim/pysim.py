@@ -1,15 +1,16 @@
 """Backend: the RTL in Amaranth's own simulator, one clock cycle at a time."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 
 from amaranth.hdl import Value
 from amaranth.sim import Simulator
 
-from vmxswitch.hdl.interface import INSTRUCTION_ROWS, Code, Operation
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Outcome, Sample
+from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Sample
 
+from .codec import Codec
 from .memory import Memory
 
 __all__ = ["PysimPort"]
@@ -40,21 +41,25 @@ class PysimPort:
         self.watcher: Callable[[Sample], None] | None = None
         self.memory = Memory()
         self.bus_faults: set[int] = set()
-        self.unit = unit or VmxUnit(capabilities)
+        if unit is not None:
+            self.unit = unit
         self.cycle = 0
         self._job = None
         self._mode = Mode.OFF
-        self._started = False  # a simulator that has not run yet needs no reset
-        self._numbers = {name: number for number, name in enumerate(capabilities.registers)}
-        self._slices = []
-        low = 0
-        for name, row in capabilities.registers.items():
-            bits = capabilities.bits(row)
-            self._slices.append((name, low, (1 << bits) - 1))
-            low += bits
-        self.simulator = Simulator(self.unit)
-        self.simulator.add_clock(CLOCK_PERIOD_S)
-        self.simulator.add_testbench(self._carry_out)
+        self._codec = Codec(capabilities)
+
+    @cached_property
+    def unit(self) -> VmxUnit:
+        """The simulated unit."""
+        return VmxUnit(self.capabilities)
+
+    @cached_property
+    def simulator(self) -> Simulator:
+        """The simulator, which takes a second or two to make and is made when it is first needed."""
+        simulator = Simulator(self.unit)
+        simulator.add_clock(CLOCK_PERIOD_S)
+        simulator.add_testbench(self._carry_out)
+        return simulator
 
     def reset(self) -> None:
         """Registers 0, outside VMX operation, memory all zero, cycle 0."""
@@ -63,7 +68,7 @@ class PysimPort:
         self._mode = Mode.OFF
         self.memory.clear()
         self.bus_faults.clear()
-        if self._started:
+        if "simulator" in vars(self):
             self.simulator.reset()
 
     @property
@@ -77,15 +82,14 @@ class PysimPort:
 
     def execute_many(self, instructions: Iterable[Instruction]) -> list[Answer]:
         """Carry out instructions back to back: one per cycle where nothing has to wait."""
-        requests = [self._request(instruction) for instruction in instructions]
+        requests = [self._codec.request(instruction) for instruction in instructions]
         return self._run(lambda ctx: self._exchange(
             ctx, self.unit.requests, self.unit.responses, requests))
 
     def report(self, event: Event) -> Answer:
         """Tell of a guest event; only in VMX non-root operation."""
-        payload = {name: getattr(event, name) for name in Event.__dataclass_fields__}
         return self._run(lambda ctx: self._exchange(
-            ctx, self.unit.events, self.unit.verdicts, [payload]))[0]
+            ctx, self.unit.events, self.unit.verdicts, [self._codec.event(event)]))[0]
 
     def read_registers(self) -> dict[str, int]:
         """The live environment: every register by name."""
@@ -97,12 +101,7 @@ class PysimPort:
         Raises :exc:`KeyError` for a register that the processor does not have and
         :exc:`ValueError` for a value wider than the register.
         """
-        updates = []
-        for name, value in values.items():
-            bits = self.capabilities.bits(self.capabilities.registers[name])
-            if not 0 <= value < 1 << bits:
-                raise ValueError(f"{value:#x} does not fit the {bits} bits of {name}")
-            updates.append({"register": self._numbers[name], "value": value})
+        updates = [self._codec.update(name, value) for name, value in values.items()]
         self._run(lambda ctx: self._update(ctx, updates))
 
     def read_memory(self, address: int, size: int) -> int:
@@ -118,7 +117,6 @@ class PysimPort:
     def _run(self, job):
         """Let the simulation run until the job, a coroutine of the testbench, has its result."""
         self._result = None
-        self._started = True
         self._job = job
         while self._job is not None:
             self.simulator.advance()
@@ -141,8 +139,7 @@ class PysimPort:
             self._job = None
 
     async def _registers(self, ctx):
-        live = ctx.get(Value.cast(self.unit.live))
-        return {name: live >> low & mask for name, low, mask in self._slices}
+        return self._codec.registers(ctx.get(Value.cast(self.unit.live)))
 
     async def _tick(self, ctx):
         """One clock cycle, with memory's answer and the watcher's look at what it shows."""
@@ -166,7 +163,7 @@ class PysimPort:
     async def _update(self, ctx, updates):
         port = self.unit.updates
         for update in updates:
-            ctx.set(port.payload, update)
+            ctx.set(Value.cast(port.payload), update)
             ctx.set(port.valid, 1)
             while not ctx.get(port.ready):
                 await self._tick(ctx)
@@ -179,7 +176,7 @@ class PysimPort:
         quiet = 0
         while len(results) < len(payloads):
             if waiting:
-                ctx.set(port.payload, waiting[-1])
+                ctx.set(Value.cast(port.payload), waiting[-1])
             ctx.set(port.valid, int(bool(waiting)))
             taken = waiting and ctx.get(port.ready)
             start = self.cycle
@@ -189,52 +186,14 @@ class PysimPort:
                 accepted.append(start)
             quiet += 1
             if ctx.get(answers.valid):
-                results.append(self._answer(ctx, answers, accepted.pop(0)))
+                event = port is self.unit.events
+                checked = not event and ctx.get(self.unit.retired.checked)
+                results.append(self._codec.answer(
+                    ctx.get(Value.cast(answers.payload)), event=event,
+                    diagnosis=ctx.get(self.unit.diagnosis) if checked else 0,
+                    cycles=self.cycle - accepted.pop(0)))
                 quiet = 0
             if quiet > RESPONSE_LIMIT_CYC:
                 raise RuntimeError(f"the unit gave no answer in {RESPONSE_LIMIT_CYC} cycles")
         ctx.set(port.valid, 0)
         return results
-
-    def _answer(self, ctx, answers, start):
-        response = answers.payload
-        code = Code(ctx.get(response.code))
-        event = answers is self.unit.verdicts
-        checked = not event and ctx.get(self.unit.retired.checked)
-        failing = ctx.get(self.unit.diagnosis) if checked else 0
-        return Answer(
-            outcome=Outcome[code.name],
-            row="" if event else INSTRUCTION_ROWS[ctx.get(response.row)].id,
-            error=ctx.get(response.error) if code is Code.FAIL_VALID else 0,
-            vector=ctx.get(response.vector) if code is Code.FAULT else 0,
-            error_code=ctx.get(response.error_code)
-            if code is Code.FAULT and ctx.get(response.has_code) else None,
-            value=ctx.get(response.value) if code is Code.SUCCEED else 0,
-            reason=ctx.get(response.reason) if code in (Code.EXIT, Code.ENTRY_FAILURE) else 0,
-            qualification=ctx.get(response.qualification)
-            if code in (Code.EXIT, Code.ENTRY_FAILURE) else 0,
-            failing=tuple(
-                row.id for number, row in enumerate(self.unit.rows) if failing >> number & 1),
-            cycles=self.cycle - start,
-        )
-
-    @staticmethod
-    def _request(instruction: Instruction) -> dict[str, int]:
-        vector, error_code = instruction.operand_fault or (0, 0)
-        invalidates = instruction.name in ("INVEPT", "INVVPID")
-        operand = {
-            "VMREAD": instruction.encoding, "VMWRITE": instruction.encoding,
-            "INVEPT": instruction.invalidation, "INVVPID": instruction.invalidation,
-            "VMFUNC": instruction.eax,
-        }.get(instruction.name, instruction.pointer)
-        source = instruction.ecx if instruction.name == "VMFUNC" else instruction.value
-        return {
-            "operation": Operation[instruction.name], "operand": operand,
-            "source": instruction.descriptor & (1 << 64) - 1 if invalidates else source,
-            "source_high": instruction.descriptor >> 64,
-            "register_operand": int(instruction.register_operand),
-            "operand_fault": int(instruction.operand_fault is not None),
-            "vector": vector, "error_code": error_code or 0,
-            "mov_ss_blocking": int(instruction.mov_ss_blocking), "length": instruction.length,
-            "information": instruction.information, "displacement": instruction.displacement,
-        }

@@ -80,10 +80,11 @@ def add_switch(name, verbs):
         epilog="""examples:
   vmxswitch switch
   vmxswitch switch linux.txt xen.txt --cpu 0 --waves waves
-  vmxswitch switch linux.txt other.txt --set CR4=0x6f0 --backend model --json""")
+  vmxswitch switch linux.txt other.txt --set HOST_TR_SELECTOR=0x40 --backend model --json""")
     verb.add_argument("original", metavar="FROM", nargs="?", type=Path,
                       help="environment to leave: QEMU `info registers`, a KVM or Xen VMCS "
-                           "dump, or our JSON")
+                           "dump (its guest area; append :host for the other), our JSON, or the "
+                           "name of one that is shipped")
     verb.add_argument("target", metavar="TO", nargs="?", type=Path,
                       help="environment to go to, in any of these forms")
     verb.add_argument("--backend", choices=["pysim", "model"], default="pysim",
@@ -91,7 +92,8 @@ def add_switch(name, verbs):
     verb.add_argument("--config", choices=["full", "compact"], default="full",
                       help="64-bit unit, or 32-bit unit (default: %(default)s)")
     verb.add_argument("--set", metavar="FIELD=VALUE", type=assignment, action="append", default=[],
-                      help="change a register or VMCS field before the switch; may be repeated")
+                      help="set a VMCS field after the switch software has filled them all "
+                           "(GUEST_...: FROM, HOST_...: TO); may be repeated")
     verb.add_argument("--cpu", metavar="N", type=natural,
                       help="processor to take where a dump holds several (default: the only one)")
     verb.add_argument("--waves", metavar="DIR", type=Path,
@@ -146,7 +148,7 @@ def assignment(text):
     except ValueError:
         number = None
     if not field or number is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE, such as CR4=0x6f0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE, such as HOST_CR4=0x26f0")
     return field, number
 
 

@@ -1,0 +1,181 @@
+// Runs batches of operations on the compiled unit; loaded by verilator.py, which documents the
+// records. One call does a whole batch, since crossing from Python costs more than simulating.
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "Vvmx_unit.h"
+#ifdef VMX_WAVES
+#include "verilated_fst_c.h"
+#endif
+
+namespace {
+
+// Ports are 8, 16, 32 or 64 bits wide, or arrays of 32-bit words.
+void put(CData &port, const uint32_t *words) { port = words[0]; }
+void put(SData &port, const uint32_t *words) { port = words[0]; }
+void put(IData &port, const uint32_t *words) { port = words[0]; }
+void put(QData &port, const uint32_t *words) { std::memcpy(&port, words, sizeof port); }
+template <std::size_t N> void put(VlWide<N> &port, const uint32_t *words) {
+    std::memcpy(port.m_storage, words, 4 * N);
+}
+void get(const CData &port, uint32_t *words) { words[0] = port; }
+void get(const SData &port, uint32_t *words) { words[0] = port; }
+void get(const IData &port, uint32_t *words) { words[0] = port; }
+void get(const QData &port, uint32_t *words) { std::memcpy(words, &port, sizeof port); }
+template <std::size_t N> void get(const VlWide<N> &port, uint32_t *words) {
+    std::memcpy(words, port.m_storage, 4 * N);
+}
+
+enum Kind : uint32_t { REQUEST, EVENT, UPDATE, WRITE_MEMORY, READ_MEMORY, LOOK, FAULT, RESET };
+
+struct Machine {
+    VerilatedContext context;
+    Vvmx_unit top{&context};
+    std::unordered_map<uint64_t, uint64_t> memory; // 64-bit words by word address
+    std::unordered_set<uint64_t> faults;           // word addresses that answer with an error
+    uint64_t cycle = 0;
+#ifdef VMX_WAVES
+    VerilatedFstC waves;
+#endif
+
+    void reset() {
+        memory.clear();
+        faults.clear();
+        top.requests_valid = top.events_valid = top.updates_valid = 0;
+        top.responses_ready = top.verdicts_ready = 1;
+        top.memory_ack = top.memory_err = 0;
+        top.rst = 1;
+        tick();
+        top.rst = 0;
+        top.clk = 0;
+        top.eval();
+        cycle = 0;
+    }
+
+    // One clock cycle, with memory's answer in the cycle after.
+    void tick() {
+        const bool transfer = top.memory_stb && !top.memory_ack && !top.memory_err;
+        const uint64_t address = top.memory_adr, data = top.memory_dat_w;
+        const bool write = top.memory_we;
+        top.clk = 1;
+        top.eval();
+        dump(1);
+        bool fails = false;
+        if (transfer) {
+            fails = faults.count(address);
+            if (!fails && write) {
+                memory[address] = data;
+            } else if (!fails) {
+                const auto word = memory.find(address);
+                top.memory_dat_r = word == memory.end() ? 0 : word->second;
+            }
+        }
+        top.memory_ack = transfer && !fails;
+        top.memory_err = fails;
+        top.clk = 0;
+        top.eval();
+        dump(2);
+        ++cycle;
+    }
+
+    void dump(int half) {
+#ifdef VMX_WAVES
+        if (waves.isOpen()) waves.dump(2 * cycle + half);
+#else
+        (void)half;
+#endif
+    }
+};
+
+} // namespace
+
+extern "C" {
+
+void *vmx_new() {
+    auto machine = std::make_unique<Machine>();
+    machine->reset();
+    return machine.release();
+}
+
+void vmx_free(void *handle) { delete static_cast<Machine *>(handle); }
+
+uint64_t vmx_cycle(void *handle) { return static_cast<Machine *>(handle)->cycle; }
+
+// Records and results are rows of RECORD_WORDS and RESULT_WORDS 32-bit words; the layout is
+// generated from the unit's ports (verilator.py). Returns the number of records that were done: less
+// than `count` if one got no answer within LIMIT_CYC.
+uint32_t vmx_run(void *handle, const uint32_t *record, uint32_t count, uint32_t *result) {
+    auto &machine = *static_cast<Machine *>(handle);
+    auto &top = machine.top;
+    for (uint32_t n = 0; n < count; ++n, record += RECORD_WORDS, result += RESULT_WORDS) {
+        const uint32_t *const payload = record + 1;
+        uint64_t address, value;
+        std::memcpy(&address, payload, 8);
+        std::memcpy(&value, payload + 2, 8);
+        const uint64_t start = machine.cycle;
+        switch (record[0]) {
+        case REQUEST:
+        case EVENT: {
+            const bool event = record[0] == EVENT;
+            CData &valid = event ? top.events_valid : top.requests_valid;
+            const CData &ready = event ? top.events_ready : top.requests_ready;
+            const CData &answered = event ? top.verdicts_valid : top.responses_valid;
+            if (event) put(top.events_payload, payload); else put(top.requests_payload, payload);
+            valid = 1;
+            top.eval();
+            while (!ready) machine.tick();
+            const uint64_t accepted = machine.cycle;
+            machine.tick();
+            valid = 0;
+            top.eval();
+            while (!answered) {
+                if (machine.cycle - start > LIMIT_CYC) return n;
+                machine.tick();
+            }
+            if (event) get(top.verdicts_payload, result + RESPONSE_AT);
+            else get(top.responses_payload, result + RESPONSE_AT);
+            result[CYCLES_AT] = machine.cycle - accepted;
+            get(top.retired, result + RETIRED_AT);
+            get(top.diagnosis, result + DIAGNOSIS_AT);
+            break;
+        }
+        case UPDATE:
+            put(top.updates_payload, payload);
+            top.updates_valid = 1;
+            top.eval();
+            while (!top.updates_ready) machine.tick();
+            machine.tick();
+            top.updates_valid = 0;
+            top.eval();
+            break;
+        case WRITE_MEMORY: {
+            const uint64_t mask = payload[4] == 8 ? ~0ull : 0xFFFFFFFFull << (address & 4) * 8;
+            uint64_t &word = machine.memory[address >> 3];
+            word = (word & ~mask) | (value << (address & 4) * 8 & mask);
+            break;
+        }
+        case READ_MEMORY: {
+            const auto word = machine.memory.find(address >> 3);
+            const uint64_t found = word == machine.memory.end() ? 0 : word->second;
+            std::memcpy(result + RESPONSE_AT, &found, 8);
+            break;
+        }
+        case LOOK:
+            break;
+        case FAULT:
+            machine.faults.insert(address >> 3);
+            break;
+        case RESET:
+            machine.reset();
+            break;
+        }
+        result[MODE_AT] = top.mode;
+        get(top.live, result + LIVE_AT);
+    }
+    return count;
+}
+}

@@ -1,0 +1,111 @@
+"""Operations, answers and environments as the bits on the unit's ports, for every RTL backend."""
+
+from amaranth.hdl import Shape
+from amaranth.lib import data
+
+from vmxswitch.hdl import interface
+from vmxswitch.hdl.interface import INSTRUCTION_ROWS, Code, Operation
+from vmxswitch.spec.capabilities import Capabilities
+from vmxswitch.spec.operations import Answer, Event, Instruction, Outcome
+
+__all__ = ["Codec", "Layout"]
+
+WORD = (1 << 64) - 1
+HOST_LIVE = (Code.EXIT, Code.ENTRY_FAILURE)
+
+
+class Layout:
+    """Packs and unpacks the fields of a port whose shape is a struct."""
+
+    def __init__(self, shape):
+        self._fields = {
+            name: (field.offset, (1 << Shape.cast(field.shape).width) - 1)
+            for name, field in data.Layout.cast(shape)
+        }
+
+    def pack(self, values: dict[str, int]) -> int:
+        """Bits of the port; fields that are not given are 0, values are cut to their field."""
+        bits = 0
+        for name, value in values.items():
+            offset, mask = self._fields[name]
+            bits |= (value & mask) << offset
+        return bits
+
+    def unpack(self, bits: int) -> dict[str, int]:
+        """Every field by name."""
+        return {name: bits >> offset & mask for name, (offset, mask) in self._fields.items()}
+
+
+class Codec:
+    """The port formats of the unit that is built for one processor."""
+
+    def __init__(self, capabilities: Capabilities):
+        self._capabilities = capabilities
+        self._checks = (*capabilities.state_checks, *capabilities.list_checks)
+        self._request, self._event = Layout(interface.Request), Layout(interface.Event)
+        self._response = Layout(interface.Response)
+        self._live = Layout(interface.register_layout(capabilities))
+        self._update = Layout(interface.update_layout(capabilities))
+        self._numbers = {name: number for number, name in enumerate(capabilities.registers)}
+
+    def request(self, instruction: Instruction) -> int:
+        """Payload of ``requests``."""
+        vector, error_code = instruction.operand_fault or (0, 0)
+        operand, source, source_high = instruction.pointer, instruction.value, 0
+        match instruction.name:
+            case "VMREAD" | "VMWRITE":
+                operand = instruction.encoding
+            case "INVEPT" | "INVVPID":
+                operand = instruction.invalidation
+                source, source_high = instruction.descriptor & WORD, instruction.descriptor >> 64
+            case "VMFUNC":
+                operand, source = instruction.eax, instruction.ecx
+        return self._request.pack({
+            "operation": Operation[instruction.name].value,
+            "operand": operand, "source": source, "source_high": source_high,
+            "register_operand": instruction.register_operand,
+            "operand_fault": instruction.operand_fault is not None,
+            "vector": vector, "error_code": error_code or 0,
+            "mov_ss_blocking": instruction.mov_ss_blocking, "length": instruction.length,
+            "information": instruction.information, "displacement": instruction.displacement,
+        })
+
+    def event(self, event: Event) -> int:
+        """Payload of ``events``."""
+        return self._event.pack(vars(event))
+
+    def update(self, register: str, value: int) -> int:
+        """Payload of ``updates``.
+
+        Raises :exc:`KeyError` for a register that the processor does not have and
+        :exc:`ValueError` for a value wider than the register.
+        """
+        bits = self._capabilities.bits(self._capabilities.registers[register])
+        if not 0 <= value < 1 << bits:
+            raise ValueError(f"{register}: {value:#x} does not fit {bits} bits")
+        return self._update.pack({"register": self._numbers[register], "value": value})
+
+    def registers(self, live: int) -> dict[str, int]:
+        """The environment on ``live``."""
+        return self._live.unpack(live)
+
+    def answer(self, response: int, *, event: bool, diagnosis: int, cycles: int) -> Answer:
+        """The answer on ``responses`` or ``verdicts``; ``diagnosis`` 0 if it was not checked."""
+        fields = self._response.unpack(response)
+        code = Code(fields["code"])
+        fault = code is Code.FAULT
+        row = None if event else INSTRUCTION_ROWS[fields["row"]]
+        gives_value = row and code is Code.SUCCEED and row.instruction in ("VMREAD", "VMPTRST")
+        return Answer(
+            outcome=Outcome[code.name],
+            row=row.id if row else "",
+            error=fields["error"] if code is Code.FAIL_VALID else 0,
+            vector=fields["vector"] if fault else 0,
+            error_code=fields["error_code"] if fault and fields["has_code"] else None,
+            value=fields["value"] if gives_value else 0,
+            reason=fields["reason"] if code in HOST_LIVE else 0,
+            qualification=fields["qualification"] if code in HOST_LIVE else 0,
+            failing=tuple(
+                check.id for number, check in enumerate(self._checks) if diagnosis >> number & 1),
+            cycles=cycles,
+        )

@@ -1,0 +1,165 @@
+"""The verb ``switch``: moves a processor from one real environment to another."""
+
+import json
+from contextlib import nullcontext
+from itertools import groupby, zip_longest
+
+from vmxswitch.firmware.environment import Environment
+from vmxswitch.firmware.vmm import Vmm
+from vmxswitch.firmware.watch import TARGET
+from vmxswitch.spec.capabilities import PRESETS
+from vmxswitch.spec.errors import UsageError
+
+__all__ = ["run"]
+
+#: What is switched without files, by configuration. The 32-bit pair is refused at first: real
+#: 32-bit systems have user selectors in their data segments, and the refusal says how to go on.
+SHIPPED_PAIRS = {
+    "full": ("linux-6.1-amd64-idle", "xen-4.17-panic"),
+    "compact": ("linux-6.1-686-pae-idle", "linux-6.1-686-nopae-pentium3-syscall"),
+}
+
+
+def run(arguments):
+    """Switches and reports; 0 if the target was reached and no cycle was mixed, else 1."""
+    if arguments.waves and arguments.backend != "pysim":
+        raise UsageError("--waves shows the hardware; it needs --backend pysim")
+    pair = SHIPPED_PAIRS[arguments.config]
+    if arguments.original:
+        pair = (str(arguments.original), str(arguments.target))
+    original, target = _environments(pair, arguments.cpu)
+    port = _port(arguments.backend, arguments.config)
+    with _waves(port, arguments.waves):
+        result = Vmm(port).switch(original, target, dict(arguments.set))
+    if arguments.json:
+        print(json.dumps(result.as_dict(), indent=2))
+    else:
+        print(f"from       {_describe(original)}\nto         {_describe(target)}\n"
+              f"processor  {arguments.config}, {arguments.backend}\n")
+        print("\n\n".join(_report(result, original, target)))
+    return 0 if result.switched and result.whole else 1
+
+
+def _environments(sources, cpu):
+    """The environments; ``cpu`` counts for the dumps that hold several processors."""
+    found, used = [], cpu in (None, 0)
+    for source in sources:
+        try:
+            found.append(Environment.read(source))
+        except UsageError:
+            if cpu is None:
+                raise
+            found.append(Environment.read(source, cpu))
+            used = True
+    if not used:
+        raise UsageError(f"--cpu {cpu}: both dumps hold one processor only; leave it out")
+    return found
+
+
+def _port(backend, config):
+    """The processor. Imported here: the hardware takes longer to load than the rest to run."""
+    if backend == "model":
+        from vmxswitch.sim.model import Model as Port
+    else:
+        from vmxswitch.sim.pysim import PysimPort as Port
+    return Port(PRESETS[config])
+
+
+def _waves(port, folder):
+    if folder is None:
+        return nullcontext()
+    from vmxswitch.sim import waves
+    return waves.recording(port, folder)
+
+
+def _describe(environment):
+    return (f"{environment.source}: {environment.mode} mode, CPL {environment.cpl}, "
+            f"{environment.paging if environment.paging != 'none' else 'no'} paging")
+
+
+# --- The report: parts of text, in order ---
+
+def _report(result, original, target):
+    if result.steps:
+        yield _table("Steps", ["cycle", "mode", "live", "instruction", ""],
+                     _step_rows(result.steps))
+        yield _table("Registers that changed", ["register", "before", "after"], [
+            (name, f"{result.start[name]:#x}", f"{value:#x}")
+            for name, value in result.final.items() if value != result.start[name]])
+    if result.adjusted:
+        yield _table("Adjusted, for the processor holds it differently from the dump",
+                     ["register", "dump", "processor", ""], [
+            (item.register, f"{item.before:#x}", f"{item.after:#x}",
+             "(likewise)" if number and item.why == result.adjusted[number - 1].why else item.why)
+            for number, item in enumerate(result.adjusted)])
+    assumed = [(owner, name, why)
+               for owner, environment in (("original", original), ("target", target))
+               for name, why in environment.assumed.items()]
+    if assumed:
+        yield _table("Assumed, for the dump does not say", ["", "registers", ""], [
+            (owner, ", ".join(name for _, name, _ in group), why)
+            for (owner, why), group in groupby(assumed, key=lambda row: (row[0], row[2]))])
+    if result.not_carried:
+        yield _table("Not carried by a host area; to restore after VMXOFF",
+                     ["register", "wanted", "actual", "restore"], [
+            (item.register, f"{item.wanted:#x}", f"{item.actual:#x}", item.restore)
+            for item in result.not_carried])
+    yield _watched(result) if result.switched else _refused(result)
+
+
+def _step_rows(steps):
+    """One row for each step; one for a run of VMWRITEs about which there is nothing to say."""
+    def plain(step):
+        return step.instruction.startswith("VMWRITE") and ", " not in step.note
+
+    for alike, group in groupby(steps, key=plain):
+        group = list(group)
+        joined = alike and len(group) > 1
+        for step in group[-1:] if joined else group:
+            mode = step.mode_after.name
+            if step.mode_before != step.mode_after:
+                mode = f"{step.mode_before.name} -> {mode}"
+            instruction = f"VMWRITE, {len(group)} fields" if joined else step.instruction
+            yield str(step.cycle), mode, step.owner, instruction, "" if joined else step.note
+
+
+def _watched(result):
+    """The verdict on the cycles."""
+    if not result.whole:
+        edges = ", ".join(f"{owner} from cycle {cycle}" for cycle, owner in result.changes)
+        mixed = ", ".join(map(str, result.mixed_cycles))
+        return (f"BROKEN: `live` must change owner at one edge and never be mixed, but it had\n"
+                f"  changes of owner: {edges or 'none'}\n  mixed cycles: {mixed or 'none'}")
+    latency = ""
+    if result.entry_cycles:
+        latency = f"\nVM entry {result.entry_cycles} cycles, VM exit {result.exit_cycles} cycles."
+    return (f"Switched: `live` changed owner at one edge, the one before cycle "
+            f"{result.changes[0].cycle}.\n{result.checked_cycles} cycles were compared with the "
+            f"two environments; each showed exactly one of them, whole.{latency}")
+
+
+def _refused(result):
+    lines = ["Refused by"]
+    for refusal in result.refused_by:
+        for name, part in zip_longest([refusal.id], refusal.parts, fillvalue=""):
+            lines.append(f"  {name:<9} {part}")
+    if result.misfits:
+        lines.append("Not tried: the processor lacks registers of the original, or has them "
+                     f"narrower ({', '.join(result.misfits)}).")
+    elif result.changes and result.changes[-1].owner == TARGET:
+        lines.append("The entry failed after its host checks, so the target is live, as the "
+                     "architecture has it.")
+    if result.cures:
+        settings = " ".join(f"--set {field}={value:#x}" for field, value in result.cures.items())
+        lines.append(f"All entry checks pass with {settings}")
+    if not result.whole:
+        lines.append(_watched(result))
+    return "\n".join(lines)
+
+
+def _table(title, heads, rows):
+    rows = [heads, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+             for row in rows)
+    return "\n".join([title, *(f"  {line}" for line in lines)])

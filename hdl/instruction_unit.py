@@ -157,8 +157,10 @@ class InstructionUnit(wiring.Component):
 
     def _accept(self, m):
         """One register for the operation at hand, filled when the one before it finishes."""
-        self._valid, self._event = Signal(), Signal()
-        self._request, self._event_payload = Signal(Request), Signal(Event)
+        self._valid = Signal()
+        self._event = Signal()  # the operation is a guest event
+        self._request = Signal(Request)
+        self._event_payload = Signal(Event)
         self._finish = Signal()
         free = ~self._valid | self._finish
         m.d.comb += [
@@ -178,7 +180,8 @@ class InstructionUnit(wiring.Component):
         """Operands as the present mode has them: registers are 32 bits outside 64-bit mode."""
         self._values = symbol_values(self._capabilities, fields=self.fields, live=self.live)
         self._mode64 = Signal()
-        self._operand, self._source = Signal(64), Signal(64)
+        self._operand = Signal(64)
+        self._source = Signal(64)
         self._shadow = Signal()    # the resident VMCS is a shadow VMCS
         self._word = Signal(64)    # what the deciding rows have read from memory
         request = self._request
@@ -210,10 +213,15 @@ class InstructionUnit(wiring.Component):
     def _decide(self, m):
         """Evaluate the rows of the instruction at hand; the first true one decides."""
         self._row = Signal(range(len(INSTRUCTION_ROWS)))
-        self._row_code, self._number = Signal(Code), Signal(16)  # number: error or reason
+        self._row_code = Signal(Code)
+        self._number = Signal(16)  # error or exit reason of the row
         self._code = Signal(Code)  # of the operation at hand, instruction or event
-        self._vector, self._error_code, self._has_code = Signal(8), Signal(16), Signal()
-        self._needs_word, self._needs_checks, self._needs_list = Signal(), Signal(), Signal()
+        self._vector = Signal(8)
+        self._error_code = Signal(16)
+        self._has_code = Signal()
+        self._needs_word = Signal()    # the rows up to the deciding one read memory,
+        self._needs_checks = Signal()  # the entry checks,
+        self._needs_list = Signal()    # the MSR-load list
         values = self._values | {
             "CONTROLS_FAIL": self.checks.controls_fail, "HOST_FAILS": self.checks.host_fails,
             "GUEST_FAILS": self.checks.guest_fails, "MSR_LOAD_FAILS": self.list_failed,
@@ -279,7 +287,9 @@ class InstructionUnit(wiring.Component):
         operation = request.operation
         free = (~self.responses.valid | self.responses.ready) & (
             ~self.verdicts.valid | self.verdicts.ready)
-        self._fetched, self._listed, self._moved = Signal(), Signal(), Signal()
+        self._fetched = Signal()  # memory has been read,
+        self._listed = Signal()   # the MSR-load list gone through,
+        self._moved = Signal()    # everything transferred, for the operation at hand
         self._bus_error = Signal()
         position = Signal(32)  # entries of the MSR-load list that are done
         self._position = position

@@ -91,7 +91,8 @@ class MemoryUnit(wiring.Component):
         last = Signal.like(step)
         wanted = Signal()    # this step has a transfer
         offset = Signal(64)  # byte address of this step's word
-        done, failed = Signal(), Signal()
+        done = Signal()
+        failed = Signal()
         answered = self.bus.ack | self.bus.err
 
         m.d.comb += [

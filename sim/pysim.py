@@ -22,7 +22,8 @@ RESPONSE_LIMIT_CYC = 100_000  #: cycles after which an operation without an answ
 class PysimPort:
     """A processor made of :class:`~vmxswitch.hdl.vmx_unit.VmxUnit`; a backend for firmware.
 
-    Implements :class:`vmxswitch.firmware.port.Port`. Between operations the clock stands still.
+    Implements :class:`vmxswitch.firmware.port.Port`. The clock runs only while an operation is
+    being carried out, and for one idle cycle between operations.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ class PysimPort:
 
     @cached_property
     def simulator(self) -> Simulator:
-        """The simulator, which takes a second or two to make and is made when it is first needed."""
+        """The simulator; it takes a second or two to make and is made when it is first needed."""
         simulator = Simulator(self.unit)
         simulator.add_clock(CLOCK_PERIOD_S)
         simulator.add_testbench(self._carry_out)

@@ -6,6 +6,7 @@
 #include <memory>
 #include <unordered_map>
 #include <unordered_set>
+#include <vector>
 
 #include "Vvmx_unit.h"
 #ifdef VMX_WAVES
@@ -38,6 +39,8 @@ struct Machine {
     std::unordered_map<uint64_t, uint64_t> memory; // 64-bit words by word address
     std::unordered_set<uint64_t> faults;           // word addresses that answer with an error
     uint64_t cycle = 0;
+    bool watching = false;
+    std::vector<uint32_t> samples; // rows of SAMPLE_WORDS: cycle, mode, live, of each cycle watched
 #ifdef VMX_WAVES
     VerilatedFstC waves;
 #endif
@@ -58,6 +61,13 @@ struct Machine {
 
     // One clock cycle, with memory's answer in the cycle after.
     void tick() {
+        if (watching) {
+            samples.resize(samples.size() + SAMPLE_WORDS);
+            uint32_t *const sample = &samples[samples.size() - SAMPLE_WORDS];
+            std::memcpy(sample, &cycle, 8);
+            sample[2] = top.mode;
+            get(top.live, sample + 3);
+        }
         const bool transfer = top.memory_stb && !top.memory_ack && !top.memory_err;
         const uint64_t address = top.memory_adr, data = top.memory_dat_w;
         const bool write = top.memory_we;
@@ -102,6 +112,22 @@ void *vmx_new() {
 }
 
 void vmx_free(void *handle) { delete static_cast<Machine *>(handle); }
+
+// From now on keep a sample of every clock cycle, or stop.
+void vmx_watch(void *handle, uint32_t watching) {
+    static_cast<Machine *>(handle)->watching = watching;
+}
+
+// Number of samples kept since the last call that took them; with a buffer, take them.
+uint32_t vmx_samples(void *handle, uint32_t *buffer) {
+    auto &samples = static_cast<Machine *>(handle)->samples;
+    const uint32_t count = samples.size() / SAMPLE_WORDS;
+    if (buffer) {
+        std::memcpy(buffer, samples.data(), 4 * samples.size());
+        samples.clear();
+    }
+    return count;
+}
 
 uint64_t vmx_cycle(void *handle) { return static_cast<Machine *>(handle)->cycle; }
 

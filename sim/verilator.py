@@ -68,7 +68,10 @@ class VerilatorPort:
             position += words
         self._result_bytes = WORD_BYTES * position
         sizes = {f"{name}_AT": place.start // WORD_BYTES for name, place in self._places.items()}
+        live_words = _words(interface.register_layout(capabilities))
+        self._sample_bytes = WORD_BYTES * (3 + live_words)
         sizes |= {
+            "SAMPLE_WORDS": 3 + live_words,
             "RECORD_WORDS": self._record_bytes // WORD_BYTES, "RESULT_WORDS": position,
             "LIMIT_CYC": RESPONSE_LIMIT_CYC,
         }
@@ -77,6 +80,9 @@ class VerilatorPort:
         self._library.vmx_cycle.restype = ctypes.c_uint64
         self._library.vmx_cycle.argtypes = [ctypes.c_void_p]
         self._library.vmx_free.argtypes = [ctypes.c_void_p]
+        self._library.vmx_watch.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+        self._library.vmx_samples.restype = ctypes.c_uint32
+        self._library.vmx_samples.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         self._library.vmx_run.restype = ctypes.c_uint32
         self._library.vmx_run.argtypes = [
             ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_char_p]
@@ -154,6 +160,7 @@ class VerilatorPort:
     def _run(self, records):
         """Run a batch; the rows of results."""
         results = ctypes.create_string_buffer(self._result_bytes * len(records))
+        self._library.vmx_watch(self._handle, self.watcher is not None)
         done = self._library.vmx_run(self._handle, b"".join(records), len(records), results)
         if done < len(records):
             raise RuntimeError(f"the unit gave no answer in {RESPONSE_LIMIT_CYC} cycles")
@@ -162,10 +169,20 @@ class VerilatorPort:
                 for start in range(0, len(data), self._result_bytes)]
         if rows:
             self._mode = Mode(self._part(rows[-1], "MODE"))
-            if self.watcher is not None:
-                self.watcher(Sample(
-                    self.cycle, self._mode, self._codec.registers(self._part(rows[-1], "LIVE"))))
+        if self.watcher is not None:
+            self._show()
         return rows
+
+    def _show(self):
+        """Show the watcher every cycle of the last batch."""
+        size = self._sample_bytes * self._library.vmx_samples(self._handle, None)
+        samples = ctypes.create_string_buffer(size)
+        self._library.vmx_samples(self._handle, samples)
+        for start in range(0, size, self._sample_bytes):
+            sample = samples.raw[start:start + self._sample_bytes]
+            cycle, mode, live = (
+                int.from_bytes(part, "little") for part in (sample[:8], sample[8:12], sample[12:]))
+            self.watcher(Sample(cycle, Mode(mode), self._codec.registers(live)))
 
     def _part(self, row, name):
         return int.from_bytes(row[self._places[name]], "little")

@@ -67,7 +67,8 @@ def _cache() -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{cache}: {error.strerror}; XDG_CACHE_HOME may name another place") from None
+        raise UsageError(
+            f"{cache}: {error.strerror}; XDG_CACHE_HOME may name another place") from None
     return cache
 
 
@@ -77,7 +78,8 @@ def _compiler() -> list[str]:
     try:
         version("ziglang")
     except PackageNotFoundError:
-        raise UsageError("no C++ compiler: install c++ (g++ or clang) or `pip install ziglang`") from None
+        raise UsageError(
+            "no C++ compiler: install c++ (g++ or clang) or `pip install ziglang`") from None
     return [sys.executable, "-m", "ziglang", "c++"]
 
 
@@ -119,7 +121,8 @@ def _build(capabilities, sizes, waves, compiler, target):
         work = Path(folder)
         (work / f"{TOP}.v").write_text(convert(VmxUnit(capabilities)))
         environment = os.environ | {"VERILATOR_ROOT": str(root)}
-        _run([root / "bin" / "verilator_bin", *VERILATOR_OPTIONS, *(["--trace-fst"] if waves else []),
+        _run([root / "bin" / "verilator_bin", *VERILATOR_OPTIONS,
+              *(["--trace-fst"] if waves else []),
               "--top-module", TOP, "--Mdir", "cpp", f"{TOP}.v"], work, environment, output, log)
         runtime = ["verilated.cpp", "verilated_threads.cpp"]
         runtime += ["verilated_fst_c.cpp"] if waves else []
@@ -160,4 +163,5 @@ def _run(command, work, environment, output, log):
 
 def _expect_success(status, log):
     if status:
-        raise UsageError(f"the compiled simulation could not be built; the tools' messages are in {log}")
+        raise UsageError(
+            f"the compiled simulation could not be built; the tools' messages are in {log}")

@@ -16,9 +16,13 @@ from pathlib import Path
 
 import vmxswitch
 from vmxswitch import extras
+from vmxswitch.backends import BACKENDS
 from vmxswitch.spec.errors import UsageError
 
 __all__ = ["main", "parser"]
+
+BACKENDS_IN_WORDS = ("reference model, hardware simulated in Python, or the same hardware compiled "
+                     "by Verilator")
 
 
 def main(argv=None):
@@ -87,8 +91,8 @@ def add_switch(name, verbs):
                            "name of one that is shipped")
     verb.add_argument("target", metavar="TO", nargs="?", type=Path,
                       help="environment to go to, in any of these forms")
-    verb.add_argument("--backend", choices=["pysim", "model"], default="pysim",
-                      help="hardware in simulation, or reference model (default: %(default)s)")
+    verb.add_argument("--backend", choices=BACKENDS, default="pysim",
+                      help=f"{BACKENDS_IN_WORDS} (default: %(default)s)")
     verb.add_argument("--config", choices=["full", "compact"], default="full",
                       help="64-bit unit, or 32-bit unit (default: %(default)s)")
     verb.add_argument("--set", metavar="FIELD=VALUE", type=assignment, action="append", default=[],
@@ -114,8 +118,8 @@ def add_replay(name, verbs):
                       help="files of cases, one JSON object per line")
     verb.add_argument("--profiles", metavar="DIR", type=Path,
                       help="capability profiles of the cases (default: `profiles` beside a file)")
-    verb.add_argument("--backend", choices=["model", "pysim"], default="model",
-                      help="reference model, or hardware in simulation (default: %(default)s)")
+    verb.add_argument("--backend", choices=BACKENDS, default="model",
+                      help=f"{BACKENDS_IN_WORDS} (default: %(default)s)")
     verb.add_argument("--results", metavar="FILE", type=Path,
                       help="write one line per case to FILE (default: none)")
     verb.add_argument("--sample", metavar="N", type=positive,

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 
+from vmxswitch import backends
 from vmxswitch.sim.cases import disagreements, read_cases, read_profile, sample
 from vmxswitch.sim.runner import Runner
 from vmxswitch.spec.errors import UsageError
@@ -21,7 +22,8 @@ from vmxswitch.spec.errors import UsageError
 __all__ = ["run"]
 
 SHOWN = 10                             # disagreements that are printed
-CHUNK_CASES = {"model": 25, "pysim": 1}  # what a process does between two reports of progress
+#: What a process does between two reports of progress.
+CHUNK_CASES = {"model": 25, "pysim": 1, "verilator": 25}
 
 
 def run(arguments):
@@ -113,11 +115,7 @@ def _run_chunk(backend, cases):
 @lru_cache(maxsize=1)
 def _runner(backend, profile_path):
     profile = read_profile(profile_path)
-    if backend == "model":
-        from vmxswitch.sim.model import Model as Port
-    else:
-        from vmxswitch.sim.pysim import PysimPort as Port
-    return Runner(profile, Port(profile.capabilities))
+    return Runner(profile, backends.port(backend, profile.capabilities))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 from itertools import groupby, zip_longest
 
+from vmxswitch import backends
 from vmxswitch.firmware.environment import Environment
 from vmxswitch.firmware.vmm import Vmm
 from vmxswitch.firmware.watch import TARGET
@@ -28,7 +29,7 @@ def run(arguments):
     if arguments.original:
         pair = (str(arguments.original), str(arguments.target))
     original, target = _environments(pair, arguments.cpu)
-    port = _port(arguments.backend, arguments.config)
+    port = backends.port(arguments.backend, PRESETS[arguments.config])
     with _waves(port, arguments.waves):
         result = Vmm(port).switch(original, target, dict(arguments.set))
     if arguments.json:
@@ -54,15 +55,6 @@ def _environments(sources, cpu):
     if not used:
         raise UsageError(f"--cpu {cpu}: both dumps hold one processor only; leave it out")
     return found
-
-
-def _port(backend, config):
-    """The processor. Imported here: the hardware takes longer to load than the rest to run."""
-    if backend == "model":
-        from vmxswitch.sim.model import Model as Port
-    else:
-        from vmxswitch.sim.pysim import PysimPort as Port
-    return Port(PRESETS[config])
 
 
 def _waves(port, folder):

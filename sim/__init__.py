@@ -1,0 +1,1 @@
+"""What runs a unit without hardware: reference model, simulation backends, recorded cases."""

@@ -1,0 +1,461 @@
+"""Reference model: what the unit does, in plain Python, with the tables of ``spec`` as its rules.
+
+It has no clock, no ports and no shared checks: it reads the same rows as the hardware, so that what
+a comparison of the two tests is the machinery around them.
+
+Ref: Intel SDM (325462), vol. 3C, "VM Entries", "VM Exits" and "VMX Instruction Reference".
+Facts: instructions.csv, entry_checks.csv, registers.csv, exit_information.csv, exit_reasons.csv.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from vmxswitch.spec.capabilities import Capabilities
+from vmxswitch.spec.errors import UsageError
+from vmxswitch.spec.operations import (
+    EDGES,
+    NO_VMCS,
+    Answer,
+    Event,
+    Instruction,
+    Mode,
+    Outcome,
+    Sample,
+    Transition,
+)
+from vmxswitch.spec.region import LAUNCH_OFFSET, SHADOW_BIT, field_offsets
+from vmxswitch.spec.tables import EXIT_REASONS, FIELD_BY_ENCODING, ExitReason
+
+from .memory import Memory
+from .rules import rules
+
+__all__ = ["Model"]
+
+INVALID_OPCODE, GENERAL_PROTECTION = 6, 13  # exception vectors
+WORD_BYTES = 8
+LIST_ENTRY_BYTES = 16
+VTPR_OFFSET = 0x80                          # in the virtual-APIC page
+
+
+class Inputs(dict):
+    """Values of symbols during one operation, each found when an expression first reads it.
+
+    So memory is read only if the rows come to it, and every value is the one before the operation
+    changed anything.
+    """
+
+    def __init__(self, model: "Model", instruction: Instruction | None = None, **given: int):
+        super().__init__(given)
+        self.instruction = instruction
+        self.failing = None        # failing entry checks, once they have been made
+        self.failing_entry = None  # number of the MSR-list entry that they are about, from 1
+        self._model = model
+
+    def __missing__(self, symbol):
+        value = self[symbol] = self._model.value_of(symbol, self)
+        return value
+
+    def cause(self, reason: ExitReason, qualification, length=0, information=0, linear=0,
+              physical=0):
+        """Give the symbols that describe what moves the processor to the host."""
+        self.update(
+            EXIT_REASON=reason.number, EXIT_BY_INSTRUCTION=int(reason.by_instruction),
+            CAUSE_QUALIFICATION=qualification, CAUSE_LENGTH=length, CAUSE_INFORMATION=information,
+            CAUSE_LINEAR_ADDRESS=linear, CAUSE_PHYSICAL_ADDRESS=physical)
+
+
+class Model:
+    """A processor with the unit; implements :class:`vmxswitch.firmware.port.Port`.
+
+    Where the architecture leaves a choice: control checks decide before host checks; the
+    qualification of entry failure 33 is that of the first failing row in table order; the VMCS that
+    is current at VMXOFF is lost; VMPTRLD of the current VMCS only reads its shadow indicator again.
+
+    ``Answer.failing`` names every failing check of the stages control, host and guest, whichever of
+    them decided; if none fails, the failing checks of the first bad MSR-list entry.
+
+    RFLAGS after VMsucceed and VMfail are the processor's to set. Translations are not cached, so
+    INVEPT and INVVPID have nothing to drop.
+
+    Parameters
+    ----------
+    capabilities : Capabilities
+        The processor to be.
+    """
+
+    def __init__(self, capabilities: Capabilities):
+        self.capabilities = capabilities
+        self.watcher: Callable[[Sample], None] | None = None
+        self._rules = rules(capabilities)
+        self._register_bits = {
+            name: capabilities.bits(row) for name, row in capabilities.registers.items()}
+        self._field_bits = {
+            name: capabilities.bits(row) for name, row in capabilities.fields.items()}
+        self._offsets = field_offsets(capabilities)
+        self._memory = Memory()
+        self.reset()
+
+    # --- The port ---
+
+    def reset(self) -> None:
+        """Registers 0, outside VMX operation, memory all zero, cycle 0."""
+        self.cycle = 0
+        self._mode = Mode.OFF
+        self._registers = dict.fromkeys(self._register_bits, 0)
+        self._memory.clear()
+        self._vmxon_pointer = 0
+        self._forget_vmcs()
+
+    @property
+    def mode(self) -> Mode:
+        """Present mode."""
+        return self._mode
+
+    def execute(self, instruction: Instruction) -> Answer:
+        """Carry out one VMX instruction in the present environment."""
+        inputs = Inputs(self, instruction)
+        row = next(row for row, condition in self._rules.instructions[instruction.name]
+                   if condition(inputs))
+        answer = self._OUTCOMES[row.kind](self, row, inputs)
+        self._sample()
+        return answer
+
+    def report(self, event: Event) -> Answer:
+        """Tell of a guest event; only in VMX non-root operation.
+
+        Raises :exc:`UsageError` outside it, and for a reason whose rule exit_reasons.csv does not
+        give as an expression: those are not implemented.
+        """
+        if self._mode != Mode.NON_ROOT:
+            raise UsageError(f"event {event.reason}: no guest is running (mode {self._mode.name})")
+        reason = EXIT_REASONS.get(event.reason)
+        if reason is None:
+            raise UsageError(f"no exit reason {event.reason!r}")
+        if reason.condition is None:
+            raise UsageError(f"events of exit reason {reason.number}, {reason.name}, are not "
+                             "implemented")
+        inputs = Inputs(self)
+        inputs.cause(reason, event.qualification, event.length, event.information,
+                     event.linear_address, event.physical_address)
+        exits = self._rules.exit_conditions[reason.number](inputs)
+        answer = self._exit("", inputs) if exits else Answer(Outcome.NO_EXIT)
+        self._sample()
+        return answer
+
+    def read_registers(self) -> dict[str, int]:
+        """The live environment: every register of ``capabilities.registers`` by name."""
+        return dict(self._registers)
+
+    def write_registers(self, values: Mapping[str, int]) -> None:
+        """Change registers of the live environment.
+
+        Raises :exc:`KeyError` for a register that the processor does not have and
+        :exc:`ValueError` for a value wider than the register; then nothing has changed.
+        """
+        for name, value in values.items():
+            bits = self._register_bits[name]
+            if not 0 <= value < 1 << bits:
+                raise ValueError(f"{value:#x} does not fit the {bits} bits of {name}")
+        self._registers |= values
+
+    def read_memory(self, address: int, size: int) -> int:
+        """Read ``size`` bytes (4 or 8, naturally aligned), little-endian, of physical memory."""
+        return self._memory.read(address, size)
+
+    def write_memory(self, address: int, size: int, value: int) -> None:
+        """Write ``size`` bytes (4 or 8, naturally aligned), little-endian."""
+        self._memory.write(address, size, value)
+
+    def _sample(self):
+        self.cycle += 1
+        if self.watcher is not None:
+            self.watcher(Sample(self.cycle, self._mode, self.read_registers()))
+
+    # --- Outcomes: what a row of instructions.csv ends in ---
+
+    def _invalid_opcode(self, row, inputs):
+        return Answer(Outcome.FAULT, row.id, vector=INVALID_OPCODE)
+
+    def _general_protection(self, row, inputs):
+        return Answer(Outcome.FAULT, row.id, vector=GENERAL_PROTECTION, error_code=row.number)
+
+    def _operand_fault(self, row, inputs):
+        vector, error_code = inputs.instruction.operand_fault
+        return Answer(Outcome.FAULT, row.id, vector=vector, error_code=error_code)
+
+    def _exit_by_instruction(self, row, inputs):
+        instruction = inputs.instruction
+        inputs.cause(EXIT_REASONS[row.number], instruction.displacement, instruction.length,
+                     instruction.information)
+        return self._exit(row.id, inputs)
+
+    def _fail_invalid(self, row, inputs):
+        return Answer(Outcome.FAIL_INVALID, row.id)
+
+    def _fail(self, row, inputs):
+        if self._accessed_vmcs == NO_VMCS:
+            return Answer(Outcome.FAIL_INVALID, row.id)
+        self._write_field("VM_INSTRUCTION_ERROR", row.number)
+        return Answer(Outcome.FAIL_VALID, row.id, error=row.number, failing=_ids(inputs.failing))
+
+    def _succeed(self, row, inputs):
+        return Answer(Outcome.SUCCEED, row.id, value=self._effect(row, inputs) or 0)
+
+    def _continue(self, row, inputs):
+        self._effect(row, inputs)
+        return Answer(Outcome.CONTINUE, row.id)
+
+    def _enter(self, row, inputs):
+        self._effect(row, inputs)
+        return Answer(Outcome.ENTERED, row.id)
+
+    def _entry_failure(self, row, inputs):
+        qualification = inputs.failing[0].check.failure.qualification
+        if qualification is None:
+            qualification = inputs.failing_entry
+        inputs.cause(EXIT_REASONS[row.number], qualification)
+        self._vmcs, self._registers = (
+            self._vmcs | self._information(inputs), self._values(self._rules.host, inputs))
+        return Answer(Outcome.ENTRY_FAILURE, row.id, reason=row.number,
+                      qualification=qualification, failing=_ids(inputs.failing))
+
+    #: The method for each outcome. Outcomes that are missing are those of rows that no processor of
+    #: ours can come to (dual-monitor treatment).
+    _OUTCOMES = {
+        "#UD": _invalid_opcode,
+        "#GP": _general_protection,
+        "operand fault": _operand_fault,
+        "exit": _exit_by_instruction,
+        "VMfailInvalid": _fail_invalid,
+        "VMfail": _fail,
+        "VMsucceed": _succeed,
+        "continue": _continue,
+        "VM entry": _enter,
+        "entry failure": _entry_failure,
+    }
+
+    # --- Effects of instructions; what they return is the answer's value ---
+
+    def _effect(self, row, inputs):
+        return getattr(self, f"_effect_{row.instruction}")(inputs)
+
+    def _effect_VMXON(self, inputs):
+        self._forget_vmcs()
+        self._vmxon_pointer = inputs["POINTER"]
+        self._move(Transition.VMXON)
+
+    def _effect_VMXOFF(self, inputs):
+        self._move(Transition.VMXOFF)
+
+    def _effect_VMCLEAR(self, inputs):
+        if inputs["POINTER"] == self._current:
+            self._launched = False
+            self._evict()
+            self._forget_vmcs()
+        else:
+            self._memory.write(inputs["POINTER"] + LAUNCH_OFFSET, WORD_BYTES, 0)
+
+    def _effect_VMPTRLD(self, inputs):
+        if inputs["POINTER"] != self._current:
+            self._evict()
+            self._current = inputs["POINTER"]
+            self._launched = bool(self._memory.read(self._current + LAUNCH_OFFSET, WORD_BYTES) & 1)
+            self._vmcs = {field: self._read_region(self._current, field) for field in self._offsets}
+        self._shadow = bool(inputs["REGION_WORD"] & SHADOW_BIT)
+
+    def _effect_VMPTRST(self, inputs):
+        return self._current
+
+    def _effect_VMREAD(self, inputs):
+        field, is_high = _component(inputs["ENCODING"])
+        value = self._read_field(field)
+        return self._operand(inputs, value >> 32 if is_high else value)
+
+    def _effect_VMWRITE(self, inputs):
+        field, is_high = _component(inputs["ENCODING"])
+        value = self._operand(inputs, inputs.instruction.value)
+        if is_high:
+            value = (value & 0xFFFFFFFF) << 32 | self._read_field(field) & 0xFFFFFFFF
+        self._write_field(field, value & (1 << self._field_bits[field]) - 1)
+
+    def _effect_VMLAUNCH(self, inputs):
+        self._enter_guest(inputs)
+        self._launched = True
+
+    def _effect_VMRESUME(self, inputs):
+        self._enter_guest(inputs)
+
+    def _effect_VMFUNC(self, inputs):
+        self._vmcs["EPT_POINTER"] = inputs["LIST_EPTP"]
+        if self._rules.flags["PROC2_EPT_VIOLATION_VE"](inputs):
+            self._vmcs["EPTP_INDEX"] = inputs["ECX"] & 0xFFFF
+
+    def _effect_INVEPT(self, inputs):
+        pass
+
+    def _effect_INVVPID(self, inputs):
+        pass
+
+    def _operand(self, inputs, value):
+        """A value as a register operand: 32 bits outside 64-bit mode."""
+        return value if self._rules.flags["MODE64"](inputs) else value & 0xFFFFFFFF
+
+    # --- Moves between the worlds; all new values are found before the first one is stored ---
+
+    def _enter_guest(self, inputs):
+        registers = self._values(self._rules.entry, inputs)
+        for entry in self._msr_load_list(inputs):
+            registers |= self._loaded_by(entry)
+        self._registers = registers
+        self._move(Transition.ENTRY)
+
+    def _exit(self, row_id, inputs):
+        self._vmcs, self._registers = (
+            self._vmcs | self._values(self._rules.save, inputs) | self._information(inputs),
+            self._values(self._rules.host, inputs))
+        self._move(Transition.EXIT)
+        return Answer(Outcome.EXIT, row_id, reason=inputs["EXIT_REASON"],
+                      qualification=self._vmcs["EXIT_QUALIFICATION"])
+
+    def _move(self, transition):
+        self._mode = EDGES[self._mode, transition]
+
+    def _values(self, functions, inputs):
+        return {name: function(inputs) for name, function in functions.items()}
+
+    def _information(self, inputs):
+        return {field: value(inputs) for field, (when, value) in self._rules.information.items()
+                if when(inputs)}
+
+    def _msr_load_list(self, inputs) -> Iterator[Inputs]:
+        """The entries of the VM-entry MSR-load list, as inputs of their checks."""
+        for number in range(inputs["VM_ENTRY_MSR_LOAD_COUNT"]):
+            address = inputs["VM_ENTRY_MSR_LOAD_ADDR"] + LIST_ENTRY_BYTES * number
+            yield Inputs(
+                self, LIST_INDEX=self._memory.read(address, 4),
+                LIST_RESERVED=self._memory.read(address + 4, 4),
+                LIST_DATA=self._memory.read(address + WORD_BYTES, WORD_BYTES))
+
+    def _loaded_by(self, entry):
+        """What a list entry loads, by register; at most one."""
+        return {name: entry["LIST_DATA"] & (1 << self._register_bits[name]) - 1
+                for name, row in self.capabilities.registers.items()
+                if row.msr == entry["LIST_INDEX"]}
+
+    # --- The current VMCS, held here; every other is in memory only ---
+
+    def _forget_vmcs(self):
+        self._current = NO_VMCS
+        self._vmcs = dict.fromkeys(self._offsets, 0)
+        self._launched = self._shadow = False
+
+    def _evict(self):
+        """Write the current VMCS, if any, to its region: all but the words that are software's."""
+        if self._current != NO_VMCS:
+            self._memory.write(self._current + LAUNCH_OFFSET, WORD_BYTES, int(self._launched))
+            for field, value in self._vmcs.items():
+                self._memory.write(self._current + self._offsets[field], WORD_BYTES, value)
+
+    @property
+    def _accessed_vmcs(self):
+        """Pointer of the VMCS that VMREAD and VMWRITE access: in the guest, its shadow VMCS."""
+        return self._vmcs["VMCS_LINK_POINTER"] if self._mode == Mode.NON_ROOT else self._current
+
+    def _read_field(self, field):
+        if self._mode == Mode.NON_ROOT:
+            return self._read_region(self._accessed_vmcs, field)
+        return self._vmcs[field]
+
+    def _write_field(self, field, value):
+        if self._mode == Mode.NON_ROOT:
+            self._memory.write(self._accessed_vmcs + self._offsets[field], WORD_BYTES, value)
+        else:
+            self._vmcs[field] = value
+
+    def _read_region(self, pointer, field):
+        word = self._memory.read(pointer + self._offsets[field], WORD_BYTES)
+        return word & (1 << self._field_bits[field]) - 1
+
+    # --- Values of symbols ---
+
+    def value_of(self, symbol: str, inputs: Inputs) -> int:
+        """The present value of a symbol that is not given with the operation."""
+        if symbol in self._field_bits:
+            return self._vmcs[symbol]
+        if symbol.startswith("LIVE_"):
+            return self._registers[symbol.removeprefix("LIVE_")]
+        return int(self._SYMBOLS[symbol](self, inputs))
+
+    #: Symbols of symbols.csv; those of the capabilities are folded in, those of the source exit and
+    #: of a list entry are given.
+    _SYMBOLS = {
+        "IN_VMX": lambda self, inputs: self._mode != Mode.OFF,
+        "NON_ROOT": lambda self, inputs: self._mode == Mode.NON_ROOT,
+        "CURRENT_VMCS": lambda self, inputs: self._current,
+        "VMXON_POINTER": lambda self, inputs: self._vmxon_pointer,
+        "LAUNCHED": lambda self, inputs: self._launched,
+        "SHADOW_VMCS": lambda self, inputs: self._shadow,
+        "REGISTER_OPERAND": lambda self, inputs: inputs.instruction.register_operand,
+        "OPERAND_FAULT": lambda self, inputs: inputs.instruction.operand_fault is not None,
+        "MOV_SS_BLOCKING": lambda self, inputs: inputs.instruction.mov_ss_blocking,
+        "POINTER": lambda self, inputs: inputs.instruction.pointer,
+        "ENCODING": lambda self, inputs: self._operand(inputs, inputs.instruction.encoding),
+        "INVALIDATION": lambda self, inputs: self._operand(inputs, inputs.instruction.invalidation),
+        "DESCRIPTOR_LOW": lambda self, inputs: inputs.instruction.descriptor & (1 << 64) - 1,
+        "DESCRIPTOR_HIGH": lambda self, inputs: inputs.instruction.descriptor >> 64,
+        "EAX": lambda self, inputs: inputs.instruction.eax,
+        "ECX": lambda self, inputs: inputs.instruction.ecx,
+        "FIELD_EXISTS": lambda self, inputs: inputs["ENCODING"] in self.capabilities.encodings,
+        "CONTROLS_FAIL": lambda self, inputs: self._fails(inputs, "control"),
+        "HOST_FAILS": lambda self, inputs: self._fails(inputs, "host"),
+        "GUEST_FAILS": lambda self, inputs: self._fails(inputs, "guest", "guest-nonregister"),
+        "MSR_LOAD_FAILS": lambda self, inputs: self._list_fails(inputs),
+        "REGION_WORD": lambda self, inputs: self._memory.read(inputs["POINTER"], 4),
+        "VTPR": lambda self, inputs: self._memory.read(
+            inputs["VIRTUAL_APIC_ADDR"] + VTPR_OFFSET, 4) & 0xFF,
+        "LINK_WORD": lambda self, inputs: self._memory.read(inputs["VMCS_LINK_POINTER"], 4),
+        "BITMAP_BIT": lambda self, inputs: self._bitmap_bit(inputs),
+        "LIST_EPTP": lambda self, inputs: self._memory.read(
+            inputs["EPTP_LIST_ADDR"] + WORD_BYTES * inputs["ECX"], WORD_BYTES),
+        "PDPTE0": lambda self, inputs: self._pdpte(inputs, 0),
+        "PDPTE1": lambda self, inputs: self._pdpte(inputs, 1),
+        "PDPTE2": lambda self, inputs: self._pdpte(inputs, 2),
+        "PDPTE3": lambda self, inputs: self._pdpte(inputs, 3),
+        "WRMSR_ACCEPTED": lambda self, inputs: self._wrmsr_accepted(inputs),
+    }
+
+    def _fails(self, inputs, *stages):
+        if inputs.failing is None:
+            inputs.failing = [check for check, fails in self._rules.checks if fails(inputs)]
+        return any(check.stage in stages for check in inputs.failing)
+
+    def _list_fails(self, inputs):
+        for number, entry in enumerate(self._msr_load_list(inputs), 1):
+            if failing := [check for check, fails in self._rules.list_checks if fails(entry)]:
+                inputs.failing, inputs.failing_entry = failing, number
+                return True
+        return False
+
+    def _bitmap_bit(self, inputs):
+        bitmap = inputs[f"{inputs.instruction.name}_BITMAP_ADDR"]
+        bit = inputs["ENCODING"] & 0x7FFF
+        return self._memory.read(bitmap + bit // 64 * WORD_BYTES, WORD_BYTES) >> bit % 64 & 1
+
+    def _pdpte(self, inputs, number):
+        if self._rules.flags["PROC2_ENABLE_EPT"](inputs):
+            return inputs[f"GUEST_PDPTE{number}"]
+        table = inputs["GUEST_CR3"] & 0xFFFFFFE0
+        return self._memory.read(table + WORD_BYTES * number, WORD_BYTES)
+
+    def _wrmsr_accepted(self, entry):
+        accepts = self._rules.wrmsr.get(entry["LIST_INDEX"])
+        return accepts is not None and accepts(entry)
+
+
+def _component(encoding) -> tuple[str, bool]:
+    """Field that an existing encoding names, and whether only its bits 63:32 are meant."""
+    row = FIELD_BY_ENCODING[encoding]
+    return FIELD_BY_ENCODING[encoding & ~1].symbol, row.is_high
+
+
+def _ids(checks) -> tuple[str, ...]:
+    return tuple(check.id for check in checks or ())

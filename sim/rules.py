@@ -1,0 +1,79 @@
+"""The tables as one processor's Python functions: what the reference model follows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from vmxswitch.spec.capabilities import WRMSR_RULES, BoundCheck, Capabilities
+from vmxswitch.spec.expression import Const, Expression, Slice, to_function
+from vmxswitch.spec.tables import (
+    EXIT_INFORMATION,
+    EXIT_REASONS,
+    INSTRUCTIONS,
+    InstructionRow,
+    expression,
+)
+
+__all__ = ["Function", "Rules", "rules"]
+
+Function = Callable[[Mapping[str, int]], int]  #: from the values of symbols to a number
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What :func:`rules` makes of the tables. Rows that cannot be met are left out."""
+    instructions: Mapping[str, tuple[tuple[InstructionRow, Function], ...]]
+    checks: tuple[tuple[BoundCheck, Function], ...]       # all but those of list entries
+    list_checks: tuple[tuple[BoundCheck, Function], ...]  # of an MSR-load list entry
+    entry: Mapping[str, Function]                         # register: value that an entry loads
+    save: Mapping[str, Function]                          # field: value that an exit saves
+    host: Mapping[str, Function]                          # register: value that an exit loads
+    information: Mapping[str, tuple[Function, Function]]  # field: whether written, and value
+    exit_conditions: Mapping[int, Function]               # exit reason: whether its event exits
+    wrmsr: Mapping[int, Function]                         # MSR index: whether WRMSR accepts data
+    flags: Mapping[str, Function]                         # single bits that effects ask for
+
+
+#: Bits of control words and notation that the model asks for by name.
+FLAGS = ("MODE64", "PROC2_ENABLE_EPT", "PROC2_EPT_VIOLATION_VE")
+
+
+@cache
+def rules(capabilities: Capabilities) -> Rules:
+    """Compile the tables for one processor."""
+
+    def compiled(value: Expression, bits: int | None = None) -> Function:
+        value = capabilities.bind(value)
+        return to_function(value if bits in (None, value.width) else Slice(bits, value, 0))
+
+    checks = [(check, to_function(check.fails)) for check in capabilities.checks.values()]
+    registers = capabilities.registers
+    widths = {name: capabilities.bits(row) for name, row in registers.items()}
+    field_widths = {name: capabilities.bits(row) for name, row in capabilities.fields.items()}
+    return Rules(
+        instructions={
+            name: tuple((row, compiled(row.condition)) for row in _met(rows, capabilities))
+            for name, rows in INSTRUCTIONS.items()},
+        checks=tuple(pair for pair in checks if pair[0].stage != "msr-load"),
+        list_checks=tuple(pair for pair in checks if pair[0].stage == "msr-load"),
+        entry={name: compiled(row.entry, widths[name]) for name, row in registers.items()},
+        save={row.field: compiled(row.save, field_widths[row.field])
+              for row in registers.values() if row.field in field_widths},
+        host={name: compiled(row.exit, widths[name]) for name, row in registers.items()},
+        information={name: (compiled(row.when), compiled(row.value, field_widths[name]))
+                     for name, row in EXIT_INFORMATION.items() if name in field_widths},
+        exit_conditions={number: compiled(row.condition) for number, row in EXIT_REASONS.items()
+                         if row.condition is not None},
+        wrmsr={msr: compiled(expression(WRMSR_RULES[rule]))
+               for msr, rule in capabilities.wrmsr_rules.items()},
+        flags={name: compiled(expression(name)) for name in FLAGS})
+
+
+def _met(rows, capabilities):
+    """The rows that the capabilities leave a chance."""
+    for row in rows:
+        condition = capabilities.bind(row.condition)
+        if condition != Const(1, 0):
+            yield row
+        if condition == Const(1, 1):
+            return

@@ -1,0 +1,95 @@
+"""A processor that is brought into any world with a few words."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from vmxswitch.sim.cases import read_profile
+from vmxswitch.sim.model import Model
+from vmxswitch.sim.processor import Processor
+from vmxswitch.spec.operations import Instruction, Outcome
+from vmxswitch.spec.tables import FIELDS
+
+PROFILES = Path(__file__).parents[1] / "cases" / "profiles"
+
+
+class Machine:
+    """The reference model of a recorded profile, in the profile's environment.
+
+    Its regions are at ``VMXON`` and above; the baselines use other memory.
+    """
+    VMXON, VMCS = 0x30_0000, 0x30_1000
+
+    def __init__(self, profile):
+        self.profile = read_profile(PROFILES / f"{profile}.json")
+        self.capabilities = self.profile.capabilities
+        self.port = Model(self.capabilities)
+        Processor(self.port).set_up(self.profile.environment)
+
+    def region(self, address, bits=0):
+        """Write a region's first word: the revision identifier and further bits."""
+        revision = self.capabilities.msr("IA32_VMX_BASIC") & 0x7FFF_FFFF
+        self.port.write_memory(address, 4, revision | bits)
+
+    def do(self, name, **operands):
+        """Carry out an instruction."""
+        return self.port.execute(Instruction(name, **operands))
+
+    def succeed(self, name, **operands):
+        """Carry out an instruction that must succeed."""
+        answer = self.do(name, **operands)
+        assert answer.outcome == Outcome.SUCCEED, answer
+        return answer.value
+
+    def enter_root(self):
+        """VMXON."""
+        self.region(self.VMXON)
+        self.succeed("VMXON", pointer=self.VMXON)
+
+    def load(self, address, baseline=None, **fields):
+        """Make a cleared VMCS current and write a baseline and further fields."""
+        self.region(address)
+        self.succeed("VMCLEAR", pointer=address)
+        self.succeed("VMPTRLD", pointer=address)
+        pairs = self.profile.baselines[baseline] if baseline else []
+        for field, value in [*pairs, *fields.items()]:
+            self.write(field, value)
+
+    def write(self, field, value):
+        """VMWRITE."""
+        self.succeed("VMWRITE", encoding=FIELDS[field].encoding, value=value)
+
+    def read(self, field):
+        """VMREAD."""
+        return self.succeed("VMREAD", encoding=FIELDS[field].encoding)
+
+    def fields(self):
+        """Every field of the current VMCS, by VMREAD."""
+        return {field: self.read(field) for field in self.capabilities.fields}
+
+    def state(self):
+        """A copy of all that an operation may change: registers, mode, memory, current VMCS."""
+        kept = vars(self.port) | {"_memory": vars(vars(self.port)["_memory"])}
+        return copy.deepcopy({
+            name: value for name, value in kept.items()
+            if name not in ("capabilities", "cycle", "watcher", "_rules")})
+
+
+@pytest.fixture
+def machine():
+    """A function that makes a :class:`Machine` in a world: "off", "root", "loaded" or "guest".
+
+    "loaded" is VMX root operation with a launchable VMCS, "guest" what comes after its launch.
+    ``fields`` change the VMCS before.
+    """
+    def make(world="off", profile="skylake_x_64", baseline="long64_ept_A", **fields):
+        machine = Machine(profile)
+        if world != "off":
+            machine.enter_root()
+        if world in ("loaded", "guest"):
+            machine.load(Machine.VMCS, baseline, **fields)
+        if world == "guest":
+            assert machine.do("VMLAUNCH").outcome == Outcome.ENTERED
+        return machine
+    return make

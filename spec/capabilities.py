@@ -118,21 +118,32 @@ class Capabilities:
                 profile["physical_address_width"], profile["linear_address_width"],
                 profile["efer_bits"],
                 {int(index, 16): rule for index, rule in profile["wrmsr_rules"].items()})
-            fields = set(profile["fields"])
+            differing = set(profile["fields"]) ^ capabilities.encodings
+            if differing:
+                raise UsageError(f"{path}: field {min(differing):#06x} does not follow from the "
+                                 "capability MSRs")
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{path}: not a vmx-profile v1 ({error!r})") from None
-        differing = fields ^ capabilities.encodings
-        if differing:
-            raise UsageError(f"{path}: field {min(differing):#06x} does not follow from the "
-                             "capability MSRs")
+        for feature, present in capabilities.unsupported.items():
+            if present:
+                raise UsageError(f"{path}: the processor has {feature}, which is not implemented")
         return capabilities
 
     @property
     def intel64(self) -> bool:
         """Whether the processor supports Intel 64."""
         return bool(self.efer_bits & LMA)
+
+    @property
+    def unsupported(self) -> dict[str, bool]:
+        """Features that are not implemented, and whether the processor has them."""
+        return {
+            "dual-monitor treatment of SMM (IA32_VMX_BASIC[49])":
+                bool(self.msr("IA32_VMX_BASIC") >> 49 & 1),
+            "FRED (CR4_FIXED1[32])": bool(self.msr("CR4_FIXED1") & CR4_FRED),
+        }
 
     @property
     def natural_bits(self) -> int:

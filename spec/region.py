@@ -13,7 +13,9 @@ implementation's.
 
 from .capabilities import Capabilities
 
-__all__ = ["ABORT_OFFSET", "LAUNCH_OFFSET", "SHADOW_BIT", "field_offsets"]
+__all__ = [
+    "ABORT_OFFSET", "FIELDS_OFFSET", "LAUNCH_OFFSET", "SHADOW_BIT", "WORD_BYTES", "field_offsets",
+]
 
 SHADOW_BIT = 1 << 31
 ABORT_OFFSET = 4

@@ -14,7 +14,7 @@ from vmxswitch.spec.region import ABORT_OFFSET, LAUNCH_OFFSET, field_offsets
 from vmxswitch.spec.tables import FIELDS
 
 PROFILES = Path(__file__).parents[1] / "cases" / "profiles"
-VMXON_REGION, REGION, OTHER_REGION, LIST = 0x10000, 0x11000, 0x12000, 0x13000
+VMXON_REGION, REGION, OTHER_REGION, LIST, BITMAPS = 0x10000, 0x11000, 0x12000, 0x13000, 0x14000
 CPUID, RDMSR = 10, 31
 
 
@@ -246,6 +246,50 @@ def test_shadow_vmcs_is_loaded_but_never_launched(machine):
     machine.port.write_memory(REGION, 4, machine.revision | 1 << 31)
     machine.load(REGION)
     assert machine("VMLAUNCH").row == "VMLAUNCH.4"
+
+
+# --- VMREAD and VMWRITE in the guest, with VMCS shadowing ---
+
+def in_guest_with_shadow_vmcs(machine):
+    """Enter a guest whose shadow VMCS is at OTHER_REGION; bitmaps let every access through."""
+    machine.start()
+    machine.port.write_memory(OTHER_REGION, 4, machine.revision | 1 << 31)
+    machine.load(REGION)
+    machine.write(**dict(machine.profile["baselines"]["long64_A"]) | {
+        "PRIMARY_PROC_BASED_CTLS": 0x84006172, "SECONDARY_PROC_BASED_CTLS": 1 << 14,
+        "VMCS_LINK_POINTER": OTHER_REGION, "VMREAD_BITMAP_ADDR": BITMAPS,
+        "VMWRITE_BITMAP_ADDR": BITMAPS + 0x1000, "GUEST_RSP": 0xA0})
+    assert machine("VMLAUNCH").outcome is Outcome.ENTERED
+
+
+def test_guest_reads_and_writes_its_shadow_vmcs(machine):
+    in_guest_with_shadow_vmcs(machine)
+    machine.write(GUEST_RSP=0xB0, TSC_OFFSET=0x1122334455667788)
+    high = FIELDS["TSC_OFFSET"].encoding + 1
+    assert machine("VMWRITE", encoding=high, value=0x99).outcome is Outcome.SUCCEED
+    assert machine("VMREAD", encoding=high).value == 0x99
+    assert machine.read("TSC_OFFSET") == 0x9955667788
+    place = OTHER_REGION + field_offsets(machine.port.capabilities)["GUEST_RSP"]
+    assert machine.port.read_memory(place, 8) == 0xB0
+    assert machine("VMXOFF").outcome is Outcome.EXIT
+    assert machine.read("GUEST_RSP") == 0xA0
+
+
+def test_guest_access_that_the_bitmap_names_exits(machine):
+    in_guest_with_shadow_vmcs(machine)
+    encoding = FIELDS["GUEST_RSP"].encoding
+    machine.port.write_memory(BITMAPS + encoding // 64 * 8, 8, 1 << encoding % 64)
+    answer = machine("VMREAD", encoding=encoding)
+    assert (answer.outcome, answer.reason) == (Outcome.EXIT, 23)
+
+
+def test_error_of_a_guest_access_goes_to_the_shadow_vmcs(machine):
+    in_guest_with_shadow_vmcs(machine)
+    answer = machine("VMREAD", encoding=0x5FFE)
+    assert (answer.outcome, answer.error) == (Outcome.FAIL_VALID, 12)
+    assert machine.read("VM_INSTRUCTION_ERROR") == 12
+    machine("VMXOFF")
+    assert machine.read("VM_INSTRUCTION_ERROR") == 0
 
 
 # --- the VM-entry MSR-load list ---

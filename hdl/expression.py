@@ -17,7 +17,7 @@ def lower(expression: ir.Expression, signals: Mapping[str, Value]) -> Value:
     expression : :class:`vmxswitch.spec.expression.Expression`
         Bound to the processor's capabilities.
     signals : mapping of str to value
-        Input for every symbol; a value narrower than the symbol is zero-extended.
+        Input for every symbol, as wide as the symbol is on this processor.
 
     Returns
     -------
@@ -27,13 +27,18 @@ def lower(expression: ir.Expression, signals: Mapping[str, Value]) -> Value:
     ------
     :exc:`KeyError`
         If a symbol has no signal.
+    :exc:`ValueError`
+        If a signal is not as wide as its symbol.
     """
     def compile(node) -> Value:
         match node:
             case ir.Const(width, value):
                 return Const(value, width)
             case ir.Symbol(width, name):
-                return _exactly(Value.cast(signals[name]), width)
+                value = Value.cast(signals[name])
+                if len(value) != width:
+                    raise ValueError(f"{name}: {len(value)} bits, not {width}")
+                return value
             case ir.Slice(width, value, low):
                 return compile(value)[low:low + width]
             case ir.Invert(_, value):

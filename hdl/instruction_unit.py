@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.expression import Const, symbols
 from vmxswitch.spec.operations import NO_VMCS, Mode, Transition
-from vmxswitch.spec.region import LAUNCH_OFFSET, field_offsets
+from vmxswitch.spec.region import FIELDS_OFFSET, LAUNCH_OFFSET, WORD_BYTES
 from vmxswitch.spec.tables import INSTRUCTIONS, SYMBOLS, expression
 
 from .entry_checker import Wants
@@ -260,14 +260,13 @@ class InstructionUnit(wiring.Component):
     def _outcome(self, row):
         """Drive the decision from the row's outcome column."""
         number = row.number or 0
-        kind = row.outcome.split("(")[0].rstrip(" 0123456789")
         code, vector = {
             "#UD": (Code.FAULT, UD), "#GP": (Code.FAULT, GP), "operand fault": (Code.FAULT, None),
             "VMfail": (Code.FAIL_VALID, 0), "VMfailInvalid": (Code.FAIL_INVALID, 0),
             "VMsucceed": (Code.SUCCEED, 0), "continue": (Code.CONTINUE, 0),
             "VM entry": (Code.ENTERED, 0), "entry failure": (Code.ENTRY_FAILURE, 0),
             "exit": (Code.EXIT, 0),
-        }[kind]
+        }[row.kind]
         if code is Code.FAIL_VALID:
             none = self.current_vmcs == NO_VMCS
             return [self._row_code.eq(Mux(none, Code.FAIL_INVALID, code)), self._number.eq(number)]
@@ -294,13 +293,15 @@ class InstructionUnit(wiring.Component):
         position = Signal(32)  # entries of the MSR-load list that are done
         self._position = position
         access = (operation == Operation.VMREAD) | (operation == Operation.VMWRITE)
-        in_memory = access & (self.mode == Mode.NON_ROOT)  # a field of the shadow VMCS
+        self._in_memory = in_memory = Signal()  # the access is one to the guest's shadow VMCS
         reads = self._needs_word & ~self._fetched & (~access | self._value(
             "NON_ROOT and PROC2_VMCS_SHADOWING and ENCODING[63:15] == 0"))
         succeeds = self._code == Code.SUCCEED
-        moves = succeeds & ~self._moved & (
-            (operation == Operation.VMCLEAR) | in_memory
-            | ((operation == Operation.VMPTRLD) & (request.operand != self.current_vmcs)))
+        fails = self._code == Code.FAIL_VALID
+        moves = ~self._moved & Mux(in_memory, succeeds | fails, succeeds & (
+            (operation == Operation.VMCLEAR)
+            | ((operation == Operation.VMPTRLD) & (request.operand != self.current_vmcs))))
+        m.d.comb += in_memory.eq(access & (self.mode == Mode.NON_ROOT))
 
         m.d.comb += self.w_word.eq(0)
         with m.FSM():
@@ -315,8 +316,10 @@ class InstructionUnit(wiring.Component):
                     with m.Elif(self._needs_list & ~self._listed
                                 & (self.fields.VM_ENTRY_MSR_LOAD_COUNT != 0)):
                         m.next = "LIST"
+                    with m.Elif(moves & in_memory & fails):
+                        m.next = "SHADOW ERROR"
                     with m.Elif(moves & in_memory):
-                        m.next = "SHADOW"
+                        m.next = "SHADOW READ"
                     with m.Elif(moves & (operation == Operation.VMCLEAR)
                                 & (request.operand != self.current_vmcs)):
                         m.next = "CLEAR"
@@ -370,9 +373,9 @@ class InstructionUnit(wiring.Component):
                 self._transfer(m, Command.WRITE, request.operand + LAUNCH_OFFSET)
                 with m.If(self.done):
                     m.d.sync += self._moved.eq(1)
-            with m.State("SHADOW"):
+            with m.State("SHADOW READ"):
                 m.d.comb += [self.command.eq(Command.READ), self.start.eq(1),
-                             self.address.eq(self._shadow_address())]
+                             self.address.eq(self._shadow_address(self.select.number))]
                 with m.If(self.done):
                     m.d.sync += [self._moved.eq(1), self._bus_error.eq(self.error)]
                     m.next = "EXECUTE"
@@ -380,15 +383,20 @@ class InstructionUnit(wiring.Component):
                         m.d.sync += self._moved.eq(0)
                         m.next = "SHADOW WRITE"
             with m.State("SHADOW WRITE"):
-                self._transfer(m, Command.WRITE, self._shadow_address())
+                self._transfer(m, Command.WRITE, self._shadow_address(self.select.number))
                 m.d.comb += self.w_word.eq(self._shadow_value())
+                with m.If(self.done):
+                    m.d.sync += self._moved.eq(1)
+            with m.State("SHADOW ERROR"):
+                error = list(self._capabilities.fields).index("VM_INSTRUCTION_ERROR")
+                self._transfer(m, Command.WRITE, self._shadow_address(error))
+                m.d.comb += self.w_word.eq(self._number)
                 with m.If(self.done):
                     m.d.sync += self._moved.eq(1)
         with m.If(self._finish):
             m.d.sync += [flag.eq(0) for flag in (
                 self._fetched, self._listed, self._moved, self._bus_error, self.list_failed,
                 position)]
-        self._in_memory = in_memory
 
     def _transfer(self, m, command, address):
         """Hold a command until it is done; back to EXECUTE with what became of it."""
@@ -410,9 +418,9 @@ class InstructionUnit(wiring.Component):
                 address = Mux(operation == Operation[name], self.fields[field] + offset, address)
         return address
 
-    def _shadow_address(self):
-        first = min(field_offsets(self._capabilities).values())
-        return self.fields.VMCS_LINK_POINTER + first + (self.select.number << 3)
+    def _shadow_address(self, number):
+        """Where field ``number`` of the guest's shadow VMCS is."""
+        return self.fields.VMCS_LINK_POINTER + FIELDS_OFFSET + number * WORD_BYTES
 
     def _shadow_value(self):
         """The shadow VMCS's field with the new value in it, cut to the field's width."""
@@ -436,7 +444,7 @@ class InstructionUnit(wiring.Component):
             self.leave.eq(exits | failure),
             self.save.eq(exits),
             self.unstage.eq(self._finish),
-            self.error_stb.eq(done & (code == Code.FAIL_VALID)),
+            self.error_stb.eq(done & (code == Code.FAIL_VALID) & ~self._in_memory),
             self.error_number.eq(self._number),
             self.w_data.eq(self._source),
             self.w_stb.eq(succeeds & (operation == Operation.VMWRITE) & ~self._in_memory),

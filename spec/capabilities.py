@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .errors import UsageError
-from .expression import Binary, Const, Expression, Invert, bind
+from .expression import Binary, Const, Expression, Extend, Invert, Symbol, bind
 from .tables import (
     CAPABILITY_MSRS,
     CHECKS,
@@ -210,10 +210,21 @@ class Capabilities:
                 if self._exists(row.feature) or row.msr in self.wrmsr_rules}
 
     @cached_property
-    def _known(self) -> dict[str, int]:
-        absent = {symbol: 0 for symbol in FIELDS if symbol not in self.fields}
-        absent |= {row.symbol: 0 for name, row in REGISTERS.items() if name not in self.registers}
-        return self.constants | absent
+    def _known(self) -> dict[str, int | Expression]:
+        """What folds in: capabilities, 0 for what is absent, narrower values zero-extended."""
+        known = dict(self.constants)
+        for symbol, row in FIELDS.items():
+            known |= self._as_wide(symbol, row, symbol in self.fields)
+        for name, row in REGISTERS.items():
+            known |= self._as_wide(row.symbol, row, name in self.registers)
+        return known
+
+    def _as_wide(self, symbol, row, exists) -> dict[str, int | Expression]:
+        if not exists:
+            return {symbol: 0}
+        if self.bits(row) == row.bits:
+            return {}
+        return {symbol: Extend(row.bits, Symbol(self.bits(row), symbol))}
 
     def bind(self, expression: Expression) -> Expression:
         """Fold this processor's capabilities, absent fields and absent registers (0) in."""

@@ -378,20 +378,21 @@ def _children(expression) -> dict[str, Expression]:
     return {name: value for name, value in values if isinstance(value, Expression)}
 
 
-def bind(expression: Expression, constants: Mapping[str, int]) -> Expression:
-    """Put numbers in place of some symbols and fold everything that they decide.
+def bind(expression: Expression, known: Mapping[str, int | Expression]) -> Expression:
+    """Put numbers or expressions in place of some symbols and fold everything that they decide.
 
-    ``constants`` must hold the widths of :data:`ADDRESS_RULES` if the expression has an address
+    ``known`` must hold the widths of :data:`ADDRESS_RULES` if the expression has an address
     rule.
     """
     match expression:
         case Symbol(width, name):
-            return Const(width, constants[name]) if name in constants else expression
+            value = known.get(name, expression)
+            return Const(width, value) if isinstance(value, int) else value
         case Const():
             return expression
         case Bound(_, rule, value):
-            return bind(_address_rule(rule, value, constants[ADDRESS_RULES[rule]]), constants)
-    parts = {name: bind(child, constants) for name, child in _children(expression).items()}
+            return bind(_address_rule(rule, value, known[ADDRESS_RULES[rule]]), known)
+    parts = {name: bind(child, known) for name, child in _children(expression).items()}
     return _fold(replace(expression, **parts))
 
 
@@ -413,6 +414,13 @@ def _fold(node) -> Expression:
             return value
         case Slice(width, Slice(_, value, below), low):
             return Slice(width, value, low + below)
+        case Slice(width, Extend(_, value), low) if low >= value.width:
+            return Const(width, 0)
+        case Slice(width, Extend(_, value), low) if low + width <= value.width:
+            return _fold(Slice(width, value, low))
+        case Binary(width, "&", Extend(_, value), Const(_, number)):
+            low = Const(value.width, number & (1 << value.width) - 1)
+            return _fold(Extend(width, _fold(Binary(value.width, "&", value, low))))
         case Invert(_, Invert(_, value)):
             return value
         case Mux(_, Const(_, chosen), yes, no):

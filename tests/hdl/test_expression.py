@@ -50,7 +50,9 @@ def test_hardware_computes_what_the_function_computes(simulate, preset):
     generator = random.Random(1)
     table = dict(expressions(preset))
     names = sorted(set().union(*map(symbols, table.values())))
-    inputs = {name: Signal(SYMBOL_WIDTHS[name], name=name) for name in names}
+    widths = SYMBOL_WIDTHS | {name: preset.bits(row) for name, row in preset.fields.items()} | {
+        row.symbol: preset.bits(row) for row in preset.registers.values()}
+    inputs = {name: Signal(widths[name], name=name) for name in names}
     outputs = {name: Signal(row.width, name=f"out_{n}")
                for n, (name, row) in enumerate(table.items())}
     m = Module()
@@ -97,6 +99,11 @@ def test_nodes(simulate, text, width, values, result):
         assert ctx.get(output) == result
 
     simulate(m, testbench)
+
+
+def test_a_signal_of_another_width_is_refused():
+    with pytest.raises(ValueError, match="VPID: 15 bits, not 16"):
+        lower(expression("VPID == 0"), {"VPID": Signal(15)})
 
 
 def test_an_unbound_address_rule_is_refused():

@@ -4,7 +4,7 @@ The same firmware, tests and recorded cases run on every backend: reference mode
 compiled RTL, a board.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from vmxswitch.spec.capabilities import Capabilities
@@ -35,6 +35,9 @@ class Port(Protocol):
 
     def execute(self, instruction: Instruction) -> Answer:
         """Carry out one VMX instruction in the present environment."""
+
+    def execute_many(self, instructions: Iterable[Instruction]) -> list[Answer]:
+        """Carry out instructions back to back; faster than one by one where there is a clock."""
 
     def report(self, event: Event) -> Answer:
         """Tell of a guest event; only in VMX non-root operation."""

@@ -31,7 +31,9 @@ template <std::size_t N> void get(const VlWide<N> &port, uint32_t *words) {
     std::memcpy(words, port.m_storage, 4 * N);
 }
 
-enum Kind : uint32_t { REQUEST, EVENT, UPDATE, WRITE_MEMORY, READ_MEMORY, LOOK, FAULT, RESET };
+enum Kind : uint32_t {
+    REQUEST, EVENT, UPDATE, WRITE_MEMORY, READ_MEMORY, LOOK, FAULT, RESET, TIMING
+};
 
 struct Machine {
     VerilatedContext context;
@@ -39,6 +41,10 @@ struct Machine {
     std::unordered_map<uint64_t, uint64_t> memory; // 64-bit words by word address
     std::unordered_set<uint64_t> faults;           // word addresses that answer with an error
     uint64_t cycle = 0;
+    bool back_to_back = false; // offer a request before the one before it is answered
+    uint32_t bus_wait_cyc = 0; // memory's answer comes so much later
+    uint32_t stall_cyc = 0;    // an answer of the unit is taken so much later
+    uint32_t bus_waited = 0;
     bool watching = false;
     std::vector<uint32_t> samples; // rows of SAMPLE_WORDS: cycle, mode, live, of each cycle watched
 #ifdef VMX_WAVES
@@ -51,6 +57,8 @@ struct Machine {
         top.requests_valid = top.events_valid = top.updates_valid = 0;
         top.responses_ready = top.verdicts_ready = 1;
         top.memory_ack = top.memory_err = 0;
+        back_to_back = false;
+        bus_wait_cyc = stall_cyc = bus_waited = 0;
         top.rst = 1;
         tick();
         top.rst = 0;
@@ -59,7 +67,7 @@ struct Machine {
         cycle = 0;
     }
 
-    // One clock cycle, with memory's answer in the cycle after.
+    // One clock cycle, with memory's answer in the cycle after, or `bus_wait_cyc` later.
     void tick() {
         if (watching) {
             samples.resize(samples.size() + SAMPLE_WORDS);
@@ -68,7 +76,13 @@ struct Machine {
             sample[2] = top.mode;
             get(top.live, sample + 3);
         }
-        const bool transfer = top.memory_stb && !top.memory_ack && !top.memory_err;
+        bool transfer = top.memory_stb && !top.memory_ack && !top.memory_err;
+        if (transfer && bus_waited < bus_wait_cyc) {
+            ++bus_waited;
+            transfer = false;
+        } else if (transfer) {
+            bus_waited = 0;
+        }
         const uint64_t address = top.memory_adr, data = top.memory_dat_w;
         const bool write = top.memory_we;
         top.clk = 1;
@@ -92,6 +106,12 @@ struct Machine {
         ++cycle;
     }
 
+    // What every result holds.
+    void look(uint32_t *result) {
+        result[MODE_AT] = top.mode;
+        get(top.live, result + LIVE_AT);
+    }
+
     void dump(int half) {
 #ifdef VMX_WAVES
         if (waves.isOpen()) waves.dump(2 * cycle + half);
@@ -100,6 +120,58 @@ struct Machine {
 #endif
     }
 };
+
+// Hand over requests (or events) one after the other and collect their answers, each in the first
+// cycle that shows it. Returns the number of answers: less than `count` if LIMIT_CYC went by.
+template <bool REQUESTS>
+uint32_t exchange(Machine &machine, const uint32_t *record, uint32_t count, uint32_t *result) {
+    auto &top = machine.top;
+    CData &valid = REQUESTS ? top.requests_valid : top.events_valid;
+    CData &taken = REQUESTS ? top.responses_ready : top.verdicts_ready;
+    const CData &ready = REQUESTS ? top.requests_ready : top.events_ready;
+    const CData &answered = REQUESTS ? top.responses_valid : top.verdicts_valid;
+    uint32_t offered = 0, answers = 0, stalled = 0;
+    uint64_t accepted[2], quiet_since = machine.cycle; // at most one waits behind the one at work
+    while (answers < count) {
+        valid = offered < count && (machine.back_to_back || offered == answers);
+        if (valid) {
+            const uint32_t *const payload = record + offered * RECORD_WORDS + 1;
+            if constexpr (REQUESTS) put(top.requests_payload, payload);
+            else put(top.events_payload, payload);
+        }
+        const bool waits = answers < offered; // else an answer that is still shown is the last one's
+        taken = !waits || stalled == machine.stall_cyc;
+        top.eval();
+        const bool accepts = valid && ready;
+        if (waits && answered && stalled == 0) {
+            uint32_t *const row = result + answers * RESULT_WORDS;
+            if constexpr (REQUESTS) get(top.responses_payload, row + RESPONSE_AT);
+            else get(top.verdicts_payload, row + RESPONSE_AT);
+            row[CYCLES_AT] = machine.cycle - accepted[answers % 2];
+            get(top.retired, row + RETIRED_AT);
+            get(top.diagnosis, row + DIAGNOSIS_AT);
+            machine.look(row);
+        }
+        const bool ends = waits && answered && taken;
+        if (waits && answered) stalled = ends ? 0 : stalled + 1;
+        if (ends && answers + 1 == count) { // nothing is left to wait for
+            ++answers;
+            break;
+        }
+        machine.tick();
+        if (accepts) accepted[offered++ % 2] = machine.cycle - 1;
+        if (ends) {
+            ++answers;
+            quiet_since = machine.cycle;
+        } else if (machine.cycle - quiet_since > LIMIT_CYC) {
+            break;
+        }
+    }
+    valid = 0;
+    taken = 1;
+    top.eval();
+    return answers;
+}
 
 } // namespace
 
@@ -142,33 +214,21 @@ uint32_t vmx_run(void *handle, const uint32_t *record, uint32_t count, uint32_t 
         uint64_t address, value;
         std::memcpy(&address, payload, 8);
         std::memcpy(&value, payload + 2, 8);
-        const uint64_t start = machine.cycle;
         switch (record[0]) {
-        case REQUEST:
-        case EVENT: {
-            const bool event = record[0] == EVENT;
-            CData &valid = event ? top.events_valid : top.requests_valid;
-            const CData &ready = event ? top.events_ready : top.requests_ready;
-            const CData &answered = event ? top.verdicts_valid : top.responses_valid;
-            if (event) put(top.events_payload, payload); else put(top.requests_payload, payload);
-            valid = 1;
-            top.eval();
-            while (!ready) machine.tick();
-            const uint64_t accepted = machine.cycle;
-            machine.tick();
-            valid = 0;
-            top.eval();
-            while (!answered) {
-                if (machine.cycle - start > LIMIT_CYC) return n;
-                machine.tick();
-            }
-            if (event) get(top.verdicts_payload, result + RESPONSE_AT);
-            else get(top.responses_payload, result + RESPONSE_AT);
-            result[CYCLES_AT] = machine.cycle - accepted;
-            get(top.retired, result + RETIRED_AT);
-            get(top.diagnosis, result + DIAGNOSIS_AT);
-            break;
+        case REQUEST: {
+            uint32_t last = n;
+            while (machine.back_to_back && last + 1 < count
+                   && record[(last + 1 - n) * RECORD_WORDS] == REQUEST) ++last;
+            const uint32_t done = exchange<true>(machine, record, last + 1 - n, result);
+            if (done < last + 1 - n) return n + done;
+            record += (last - n) * RECORD_WORDS;
+            result += (last - n) * RESULT_WORDS;
+            n = last;
+            continue;
         }
+        case EVENT:
+            if (!exchange<false>(machine, record, 1, result)) return n;
+            continue;
         case UPDATE:
             put(top.updates_payload, payload);
             top.updates_valid = 1;
@@ -198,9 +258,13 @@ uint32_t vmx_run(void *handle, const uint32_t *record, uint32_t count, uint32_t 
         case RESET:
             machine.reset();
             break;
+        case TIMING:
+            machine.back_to_back = payload[0];
+            machine.bus_wait_cyc = payload[1];
+            machine.stall_cyc = payload[2];
+            break;
         }
-        result[MODE_AT] = top.mode;
-        get(top.live, result + LIVE_AT);
+        machine.look(result);
     }
     return count;
 }

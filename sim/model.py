@@ -7,7 +7,7 @@ Ref: Intel SDM (325462), vol. 3C, "VM Entries", "VM Exits" and "VMX Instruction 
 Facts: instructions.csv, entry_checks.csv, registers.csv, exit_information.csv, exit_reasons.csv.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
@@ -118,6 +118,10 @@ class Model:
         answer = self._OUTCOMES[row.kind](self, row, inputs)
         self._sample()
         return answer
+
+    def execute_many(self, instructions: Iterable[Instruction]) -> list[Answer]:
+        """Carry out instructions one after the other."""
+        return [self.execute(instruction) for instruction in instructions]
 
     def report(self, event: Event) -> Answer:
         """Tell of a guest event; only in VMX non-root operation.

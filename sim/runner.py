@@ -121,16 +121,33 @@ class Runner:
     def _write_pairs(self, pairs):
         """One VMWRITE per pair; two per 64-bit field where software has 32-bit registers."""
         halves = self._profile.environment["MODE"] == 32
+        writes = []
         for field, value in pairs:
             encoding = _encoding(field)
-            writes = [(encoding, value)]
             if halves and not encoding & 1 and encoding + 1 in FIELD_BY_ENCODING:
-                writes = [(encoding, value & 0xFFFFFFFF), (encoding + 1, value >> 32)]
-            for component, part in writes:
-                result = self._execute("VMWRITE", {}, encoding=component, value=part)
-                if result["result"] != "succeed":
-                    return result | {"field": field}
+                writes.append((field, encoding, value & 0xFFFFFFFF))
+                writes.append((field, encoding + 1, value >> 32))
+            else:
+                writes.append((field, encoding, value))
+        for batch in self._batches(writes):
+            answers = self._port.execute_many(
+                [Instruction("VMWRITE", encoding=encoding, value=value)
+                 for _, encoding, value in batch])
+            for (field, *_), answer in zip(batch, answers, strict=True):
+                if answer.outcome != Outcome.SUCCEED:
+                    return _result(answer) | {"field": field}
         return {"result": "succeed"}
+
+    def _batches(self, writes):
+        """The writes in batches of which only the last write can be the first one that fails.
+
+        Once a VMWRITE has succeeded, others succeed whose fields exist and may be written.
+        """
+        known = self._port.capabilities.encodings
+        if all(encoding in known and FIELD_BY_ENCODING[encoding].access == "rw"
+               for _, encoding, _ in writes):
+            return [writes[:1], writes[1:]]
+        return [[write] for write in writes]
 
     def _guest(self, event, state):
         if self._port.mode != Mode.NON_ROOT:

@@ -170,3 +170,20 @@ def test_bad_files_end_in_one_line(cases, run, tmp_path):
         status, out, err = run(*arguments)
         assert (status, out) == (2, [])
         assert len(err) == 1 and message in err[0]
+
+
+PUBLIC = [CASES / "entries.jsonl.gz", CASES / "instructions.jsonl.gz"]
+
+
+def test_a_sample_of_all_profiles_agrees_on_the_hardware(run):
+    status, out, _ = run(*PUBLIC, "--backend", "pysim", "--sample", 150)
+    assert status == 0
+    assert "cases=150 compared=150 disagree=0" in out
+    assert {line.split()[1] for line in out.splitlines() if line.startswith("file=")} == {
+        f"profile={path.stem}" for path in (CASES / "profiles").glob("*.json")}
+
+
+def test_every_case_agrees_on_the_compiled_hardware(run):
+    status, out, _ = run(*PUBLIC, "--backend", "verilator")
+    assert status == 0
+    assert "cases=1667 compared=1667 disagree=0" in out

@@ -1,18 +1,17 @@
 """The backends that a verb can run on."""
 
 import importlib
-import shutil
 
 from vmxswitch import extras
 from vmxswitch.spec.capabilities import Capabilities
 
 __all__ = ["BACKENDS", "port"]
 
-#: Module and class of each backend, and the extra that it needs.
+#: Module and class of each backend, and whether it is compiled.
 BACKENDS = {
-    "model": ("vmxswitch.sim.model", "Model", None),
-    "pysim": ("vmxswitch.sim.pysim", "PysimPort", None),
-    "verilator": ("vmxswitch.sim.verilator", "VerilatorPort", "compiled"),
+    "model": ("vmxswitch.sim.model", "Model", False),
+    "pysim": ("vmxswitch.sim.pysim", "PysimPort", False),
+    "verilator": ("vmxswitch.sim.verilator", "VerilatorPort", True),
 }
 
 
@@ -21,9 +20,7 @@ def port(backend: str, capabilities: Capabilities):
 
     Raises :exc:`~vmxswitch.extras.MissingExtra` if the backend's tools are not installed.
     """
-    module, name, extra = BACKENDS[backend]
-    if extra:
-        extras.need(extra)
-        if not shutil.which("c++"):
-            extras.need("compiler")
+    module, name, compiled = BACKENDS[backend]
+    if compiled:
+        extras.need_compiled()
     return getattr(importlib.import_module(module), name)(capabilities)

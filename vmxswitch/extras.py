@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from vmxswitch import checkout
 from vmxswitch.spec.errors import UsageError
 
-__all__ = ["MissingExtra", "install_and_restart", "need"]
+__all__ = ["MissingExtra", "install_and_restart", "need", "need_compiled"]
 
 
 class MissingExtra(UsageError):
@@ -34,6 +35,13 @@ def need(extra):
         wanted = re.fullmatch(r"([\w.-]+)[^;]*; extra == \"(.+)\"", requirement)
         if wanted and wanted[2] == extra and not _installed(wanted[1]):
             raise MissingExtra(extra)
+
+
+def need_compiled():
+    """:func:`need` for the compiled simulation: its tools, and a compiler where there is none."""
+    need("compiled")
+    if not shutil.which("c++"):
+        need("compiler")
 
 
 def install_and_restart(missing, arguments):

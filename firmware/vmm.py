@@ -187,7 +187,14 @@ class _Run:
         for region in (plan.vmxon_region, plan.vmcs_region):
             port.write_memory(region, 4, plan.capabilities.msr("IA32_VMX_BASIC") & 0x7FFF_FFFF)
         self._before = port.read_registers()
-        first_cycle, previous, port.watcher = port.cycle, port.watcher, self._watch
+        first_cycle, previous = port.cycle, port.watcher
+
+        def watcher(sample):
+            self._watch(sample)
+            if previous is not None:
+                previous(sample)
+
+        port.watcher = watcher
         self._expect()
         try:
             self._in_the_original()

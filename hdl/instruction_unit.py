@@ -34,6 +34,7 @@ __all__ = ["Checks", "InstructionUnit", "Retired"]
 
 UD, GP = 6, 13
 ENTRY_BYTES = 16  # of an MSR-load list
+POINTER_MOVERS = (Operation.VMXON, Operation.VMXOFF, Operation.VMPTRLD, Operation.VMCLEAR)
 
 
 class Checks(data.Struct):
@@ -62,7 +63,7 @@ class InstructionUnit(wiring.Component):
     """One operation at a time, one per cycle where nothing has to wait.
 
     An operation is accepted in cycle 0 and decided in cycle 1 if it needs no memory and, for VM
-    entries, the checks are settled (they are not in the two cycles after a write). The edge that
+    entries, the checks are settled (they are not in the cycle after a write). The edge that
     ends the deciding cycle carries out everything: commit, mode, bank writes, response.
 
     Parameters
@@ -453,7 +454,7 @@ class InstructionUnit(wiring.Component):
             self.eptp_stb.eq(done & (code == Code.CONTINUE)),
             self.cause.eq(self._event_payload),
             self.store_launched.eq(self.launched & (operation != Operation.VMCLEAR)),
-            self.moving.eq(succeeds),
+            self.moving.eq(succeeds & operation.matches(*POINTER_MOVERS)),
             self.checked.eq(done & self._needs_checks),
         ]
         with m.If(~self._event):

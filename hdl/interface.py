@@ -8,8 +8,8 @@ from vmxswitch.spec.operations import Outcome
 from vmxswitch.spec.tables import INSTRUCTIONS
 
 __all__ = [
-    "INSTRUCTION_ROWS", "Code", "Event", "Operation", "Request", "Response", "field_layout",
-    "register_layout", "symbol_values", "update_layout",
+    "INSTRUCTION_ROWS", "Code", "Event", "Operation", "Request", "Response", "control_layout",
+    "field_layout", "register_layout", "symbol_values", "update_layout",
 ]
 
 #: VMX instructions by number, in table order.
@@ -63,6 +63,13 @@ def field_layout(capabilities: Capabilities) -> data.StructLayout:
     """Every VMCS field of the processor, in table order."""
     return data.StructLayout(
         {symbol: capabilities.bits(row) for symbol, row in capabilities.fields.items()})
+
+
+def control_layout(capabilities: Capabilities) -> data.StructLayout:
+    """The VMCS fields of the control area, in table order."""
+    return data.StructLayout({
+        symbol: capabilities.bits(row) for symbol, row in capabilities.fields.items()
+        if row.area == "control"})
 
 
 def register_layout(capabilities: Capabilities) -> data.StructLayout:

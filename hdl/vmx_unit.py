@@ -14,7 +14,14 @@ from .commit import Commit
 from .entry_checker import EntryChecker
 from .exit_unit import ExitUnit
 from .instruction_unit import InstructionUnit, Retired
-from .interface import Event, Request, Response, register_layout, update_layout
+from .interface import (
+    Event,
+    Request,
+    Response,
+    control_layout,
+    register_layout,
+    update_layout,
+)
 from .live_state import LiveState
 from .memory_unit import BusSignature, Command, MemoryUnit
 from .mode_controller import ModeController
@@ -28,8 +35,8 @@ class VmxUnit(wiring.Component):
 
     Latencies, in cycles from the one in which a request or event is accepted to the first one that
     shows the result, where nothing must be read from memory: VM entry 2, and 3 in the cycle after a
-    write; VM exit 2; every other instruction 2, one per cycle. The response comes in the same cycle
-    as the result.
+    VMWRITE, a change of pointer or a register write; VM exit 2; every other
+    instruction 2, one per cycle. The response comes in the same cycle as the result.
 
     Parameters
     ----------
@@ -52,6 +59,9 @@ class VmxUnit(wiring.Component):
         The core's own register writes; taken while no operation is being carried out.
     mode : Out(Mode), resets to ``Mode.OFF``
         Present mode; changes at the same edge as ``live``.
+    controls : Out(:func:`~.interface.control_layout`)
+        Control area of the resident VMCS: what the core itself acts on in the guest, such as
+        EPT_POINTER, VPID, TSC_OFFSET and the event to inject.
     memory : Out(BusSignature)
         Wishbone initiator to physical memory.
     diagnosis : Out(number of rows)
@@ -70,7 +80,8 @@ class VmxUnit(wiring.Component):
             "events": In(stream.Signature(Event)), "verdicts": Out(stream.Signature(Response)),
             "live": Out(register_layout(capabilities)),
             "updates": In(stream.Signature(update_layout(capabilities))),
-            "mode": Out(Mode), "memory": Out(BusSignature()),
+            "mode": Out(Mode), "controls": Out(control_layout(capabilities)),
+            "memory": Out(BusSignature()),
             "diagnosis": Out(len(self.rows)), "retired": Out(Retired),
         })
 
@@ -100,6 +111,8 @@ class VmxUnit(wiring.Component):
         m.d.comb += [
             self.live.eq(live.live), self.mode.eq(mode.mode), self.retired.eq(unit.retired),
         ]
+        for symbol in control_layout(capabilities).members:
+            m.d.comb += self.controls[symbol].eq(bank.fields[symbol])
 
         for component in (checker, exits, commit, unit):
             m.d.comb += [component.fields.eq(bank.fields), component.live.eq(live.live)]

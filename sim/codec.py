@@ -1,5 +1,7 @@
 """Operations, answers and environments as the bits on the unit's ports, for every RTL backend."""
 
+from collections.abc import Iterable, Mapping
+
 from amaranth.hdl import Shape
 from amaranth.lib import data
 
@@ -7,11 +9,13 @@ from vmxswitch.hdl import interface
 from vmxswitch.hdl.interface import INSTRUCTION_ROWS, Code, Operation
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Answer, Event, Instruction, Outcome
+from vmxswitch.spec.tables import implemented_reason
 
 __all__ = ["Codec", "Layout"]
 
 WORD = (1 << 64) - 1
 HOST_LIVE = (Code.EXIT, Code.ENTRY_FAILURE)
+_ROW_NUMBERS = {row.id: number for number, row in enumerate(INSTRUCTION_ROWS)}
 
 
 class Layout:
@@ -31,6 +35,10 @@ class Layout:
             bits |= (value & mask) << offset
         return bits
 
+    def mask(self, names: Iterable[str]) -> int:
+        """All bits of the fields named."""
+        return self.pack(dict.fromkeys(names, -1))
+
     def unpack(self, bits: int) -> dict[str, int]:
         """Every field by name."""
         return {name: bits >> offset & mask for name, (offset, mask) in self._fields.items()}
@@ -47,6 +55,7 @@ class Codec:
         self._live = Layout(interface.register_layout(capabilities))
         self._update = Layout(interface.update_layout(capabilities))
         self._numbers = {name: number for number, name in enumerate(capabilities.registers)}
+        self._check_numbers = {check.id: number for number, check in enumerate(self._checks)}
 
     def request(self, instruction: Instruction) -> int:
         """Payload of ``requests``."""
@@ -71,7 +80,8 @@ class Codec:
         })
 
     def event(self, event: Event) -> int:
-        """Payload of ``events``."""
+        """Payload of ``events``; :exc:`UsageError` for a reason that is not implemented."""
+        implemented_reason(event.reason)
         return self._event.pack(vars(event))
 
     def update(self, register: str, value: int) -> int:
@@ -89,13 +99,43 @@ class Codec:
         """The environment on ``live``."""
         return self._live.unpack(live)
 
+    def live(self, registers: Mapping[str, int]) -> int:
+        """What ``live`` shows in an environment."""
+        return self._live.pack(registers)
+
+    def diagnosis(self, failing: Iterable[str]) -> int:
+        """What ``diagnosis`` shows if the checks with these ids fail."""
+        return sum(1 << self._check_numbers[id] for id in failing)
+
+    def response(self, answer: Answer) -> tuple[int, int]:
+        """The bits of ``responses`` or ``verdicts`` that :meth:`answer` makes the answer from.
+
+        Returns their values and a mask.
+        """
+        code = Code[answer.outcome.name]
+        fields = {"code": code.value}
+        if answer.row:
+            fields["row"] = _ROW_NUMBERS[answer.row]
+        match code:
+            case Code.FAIL_VALID:
+                fields["error"] = answer.error
+            case Code.FAULT:
+                fields |= {"vector": answer.vector, "has_code": answer.error_code is not None}
+                if answer.error_code is not None:
+                    fields["error_code"] = answer.error_code
+            case Code.SUCCEED if _gives_value(answer.row):
+                fields["value"] = answer.value
+            case Code.EXIT | Code.ENTRY_FAILURE:
+                fields |= {"reason": answer.reason, "qualification": answer.qualification}
+        return self._response.pack(fields), self._response.mask(fields)
+
     def answer(self, response: int, *, event: bool, diagnosis: int, cycles: int) -> Answer:
         """The answer on ``responses`` or ``verdicts``; ``diagnosis`` 0 if it was not checked."""
         fields = self._response.unpack(response)
         code = Code(fields["code"])
         fault = code is Code.FAULT
         row = None if event else INSTRUCTION_ROWS[fields["row"]]
-        gives_value = row and code is Code.SUCCEED and row.instruction in ("VMREAD", "VMPTRST")
+        gives_value = row and code is Code.SUCCEED and _gives_value(row.id)
         return Answer(
             outcome=Outcome[code.name],
             row=row.id if row else "",
@@ -109,3 +149,8 @@ class Codec:
                 check.id for number, check in enumerate(self._checks) if diagnosis >> number & 1),
             cycles=cycles,
         )
+
+
+def _gives_value(row: str) -> bool:
+    """Whether success by a row of instructions.csv hands a value over."""
+    return row.startswith(("VMREAD.", "VMPTRST."))

@@ -23,7 +23,12 @@ from vmxswitch.spec.operations import (
     Transition,
 )
 from vmxswitch.spec.region import LAUNCH_OFFSET, SHADOW_BIT, field_offsets
-from vmxswitch.spec.tables import EXIT_REASONS, FIELD_BY_ENCODING, ExitReason
+from vmxswitch.spec.tables import (
+    EXIT_REASONS,
+    FIELD_BY_ENCODING,
+    ExitReason,
+    implemented_reason,
+)
 
 from .memory import Memory
 from .rules import rules
@@ -131,12 +136,7 @@ class Model:
         """
         if self._mode != Mode.NON_ROOT:
             raise UsageError(f"event {event.reason}: no guest is running (mode {self._mode.name})")
-        reason = EXIT_REASONS.get(event.reason)
-        if reason is None:
-            raise UsageError(f"no exit reason {event.reason!r}")
-        if reason.condition is None:
-            raise UsageError(f"events of exit reason {reason.number}, {reason.name}, are not "
-                             "implemented")
+        reason = implemented_reason(event.reason)
         inputs = Inputs(self)
         inputs.cause(reason, event.qualification, event.length, event.information,
                      event.linear_address, event.physical_address)

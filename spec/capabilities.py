@@ -267,7 +267,7 @@ def _offer(
         if control.default1:
             allowed0[control.word] |= bit
             offered[control.word] |= bit
-            if "clearable only" not in control.dependencies:
+            if not control.clearable:
                 true0[control.word] |= bit
         elif control.symbol in controls:
             offered[control.word] |= bit
@@ -302,7 +302,8 @@ _EXITING = (
     "PROC1_HLT_EXITING", "PROC1_INVLPG_EXITING", "PROC1_MWAIT_EXITING", "PROC1_RDPMC_EXITING",
     "PROC1_RDTSC_EXITING", "PROC1_MONITOR_EXITING", "PROC1_PAUSE_EXITING",
 )
-#: Our own configurations. A control bit whose work is not implemented is not offered.
+#: Our own configurations. Beyond the default1 bits, a control bit whose work is not implemented is
+#: not offered.
 PRESETS: dict[str, Capabilities] = {
     "full": _offer(
         "full",

@@ -117,7 +117,7 @@ class Outcome(Enum):
     ENTRY_FAILURE = "entry failure"  # the host's environment is live
     EXIT = "VM exit"                 # the host's environment is live
     NO_EXIT = "no VM exit"           # the event is the guest's own business
-    BUS_ERROR = "bus error"          # memory answered with an error; nothing was changed
+    BUS_ERROR = "bus error"          # memory answered with an error; the environment is as before
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 
+from .errors import UsageError
 from .expression import Expression, ExpressionError, Macro, parse, symbols
 
 __all__ = [
@@ -23,7 +24,7 @@ __all__ = [
     "EXIT_INFORMATION", "FIELD_BY_ENCODING", "INSTRUCTIONS", "REGISTERS", "STAGES", "SYMBOLS",
     "SYMBOL_WIDTHS", "CapabilityMsr", "Check", "Control", "ControlWord", "ExitInformation",
     "ExitReason", "Failure", "Field", "InstructionError", "InstructionRow", "NamedSymbol",
-    "Register", "TableError", "expression",
+    "Register", "TableError", "expression", "implemented_reason",
 ]
 
 NATURAL_BITS = 64  # architectural width of a natural-width field or register
@@ -70,7 +71,8 @@ class Control:
     high: int
     symbol: str
     meaning: str
-    default1: bool
+    default1: bool           # 1 unless a TRUE capability MSR says that it may be 0
+    clearable: bool          # default1, and TRUE capability MSRs may allow 0
     dependencies: str
 
 
@@ -256,7 +258,7 @@ def _range(text: str) -> tuple[int, int]:
 CONTROLS: dict[str, Control] = {
     row["symbol"]: Control(
         row["word"], *_range(row["bit"]), row["symbol"], row["meaning"], row["default1"] == "yes",
-        row["dependencies"])
+        row["clearable"] == "yes", row["dependencies"])
     for row in _read("controls.csv")
 }
 CONTROL_WORDS: dict[str, ControlWord] = {
@@ -401,3 +403,16 @@ ERRORS: dict[int, InstructionError] = {
         int(row["number"]), row["symbol"], row["meaning"], tuple(row["raised_by"].split()))
     for row in _read("instruction_errors.csv")
 }
+
+
+def implemented_reason(number: int) -> ExitReason:
+    """The exit reason of a guest event; its rule must be an expression.
+
+    Raises :exc:`UsageError` for an unknown reason and for one whose rule is not implemented.
+    """
+    reason = EXIT_REASONS.get(number)
+    if reason is None:
+        raise UsageError(f"no exit reason {number!r}")
+    if reason.condition is None:
+        raise UsageError(f"events of exit reason {number}, {reason.name}, are not implemented")
+    return reason

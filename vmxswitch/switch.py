@@ -126,8 +126,9 @@ def _watched(result):
     if result.entry_cycles:
         latency = f"\nVM entry {result.entry_cycles} cycles, VM exit {result.exit_cycles} cycles."
     return (f"Switched: `live` changed owner at one edge, the one before cycle "
-            f"{result.changes[0].cycle}.\n{result.checked_cycles} cycles were compared with the "
-            f"two environments; each showed exactly one of them, whole.{latency}")
+            f"{result.changes[0].cycle}.\nAll {result.checked_cycles} cycles since the original "
+            f"was loaded were compared with the two environments;\neach showed exactly one of "
+            f"them, whole.{latency}")
 
 
 def _refused(result):

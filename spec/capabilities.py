@@ -10,7 +10,7 @@ Source: Intel SDM vol. 3D, appendix A, "VMX Capability Reporting Facility".
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -280,7 +280,6 @@ def _offer(
         "IA32_VMX_MISC": misc,
         "CR0_FIXED0": 0x80000021, "CR0_FIXED1": 0xFFFFFFFF,
         "CR4_FIXED0": 0x2000, "CR4_FIXED1": cr4_bits,
-        "IA32_VMX_VMCS_ENUM": max(row.encoding >> 1 & 0x1FF for row in FIELDS.values()) << 1,
     }
     for word, row in CONTROL_WORDS.items():
         if row.true_capability:
@@ -290,9 +289,12 @@ def _offer(
             values[row.capability] = offered[word] << row.allowed_1_low
     if ept_vpid:
         values["IA32_VMX_EPT_VPID_CAP"] = ept_vpid
-    return Capabilities(
-        name, {CAPABILITY_MSRS[symbol].msr: value for symbol, value in values.items()},
-        physical_address_width, linear_address_width, efer_bits, wrmsr_rules)
+    msrs = {CAPABILITY_MSRS[symbol].msr: value for symbol, value in values.items()}
+    offering = Capabilities(
+        name, msrs, physical_address_width, linear_address_width, efer_bits, wrmsr_rules)
+    highest_index = max(encoding >> 1 & 0x1FF for encoding in offering.encodings)
+    msrs[CAPABILITY_MSRS["IA32_VMX_VMCS_ENUM"].msr] = highest_index << 1
+    return replace(offering, msrs=msrs)
 
 
 #: VMCS revision identifier of our region format (:mod:`vmxswitch.spec.region`).

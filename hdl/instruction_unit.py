@@ -101,7 +101,7 @@ class InstructionUnit(wiring.Component):
         For the MSR-load list: keep the value at hand; forget all.
     error_number : Out(6), error_stb : Out(1)
         VMfailValid: VM_INSTRUCTION_ERROR to write at the next edge.
-    eptp : Out(64), eptp_index : Out(16), eptp_stb : Out(1)
+    eptp : Out(64), eptp_stb : Out(1), eptp_index : Out(16), eptp_index_stb : Out(1)
         VMFUNC EPTP switching: fields to write at the next edge.
     current_vmcs, vmxon_pointer : Out(64), launched : Out(1)
         Pointers and launch state of the resident VMCS.
@@ -138,7 +138,7 @@ class InstructionUnit(wiring.Component):
             "enter": Out(1), "leave": Out(1), "save": Out(1),
             "stage_stb": Out(1), "unstage": Out(1),
             "error_number": Out(6), "error_stb": Out(1),
-            "eptp": Out(64), "eptp_index": Out(16), "eptp_stb": Out(1),
+            "eptp": Out(64), "eptp_stb": Out(1), "eptp_index": Out(16), "eptp_index_stb": Out(1),
             "current_vmcs": Out(64, init=NO_VMCS), "vmxon_pointer": Out(64), "launched": Out(1),
             "store_launched": Out(1), "moving": Out(1), "busy": Out(1), "checked": Out(1),
             "list_failed": Out(1), "retired": Out(Retired),
@@ -452,6 +452,7 @@ class InstructionUnit(wiring.Component):
             self.eptp.eq(self._word),
             self.eptp_index.eq(request.source[:16]),
             self.eptp_stb.eq(done & (code == Code.CONTINUE)),
+            self.eptp_index_stb.eq(self.eptp_stb & self._value("PROC2_EPT_VIOLATION_VE")),
             self.cause.eq(self._event_payload),
             self.store_launched.eq(self.launched & (operation != Operation.VMCLEAR)),
             self.moving.eq(succeeds & operation.matches(*POINTER_MOVERS)),
@@ -508,7 +509,8 @@ class InstructionUnit(wiring.Component):
             response.has_code.eq(self._has_code),
             response.value.eq(value),
             response.reason.eq(self.cause.reason),
-            response.qualification.eq(self.cause.qualification),
+            response.qualification.eq(
+                self.cause.qualification[:self._capabilities.natural_bits]),
         ]
         for port, mine in ((self.responses, ~self._event), (self.verdicts, self._event)):
             with m.If(port.ready):

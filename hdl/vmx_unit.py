@@ -191,7 +191,7 @@ class VmxUnit(wiring.Component):
             for name, strobe, value in [
                 ("VM_INSTRUCTION_ERROR", unit.error_stb, unit.error_number),
                 ("EPT_POINTER", unit.eptp_stb, unit.eptp),
-                ("EPTP_INDEX", unit.eptp_stb, unit.eptp_index),
+                ("EPTP_INDEX", unit.eptp_index_stb, unit.eptp_index),
             ]:
                 if symbol == name:
                     with m.If(strobe):

@@ -10,7 +10,7 @@
 
 #include "Vvmx_unit.h"
 #ifdef VMX_WAVES
-#include "verilated_fst_c.h"
+#include "verilated_vcd_c.h"
 #endif
 
 namespace {
@@ -32,7 +32,8 @@ template <std::size_t N> void get(const VlWide<N> &port, uint32_t *words) {
 }
 
 enum Kind : uint32_t {
-    REQUEST, EVENT, UPDATE, WRITE_MEMORY, READ_MEMORY, LOOK, FAULT, RESET, TIMING
+    REQUEST, EVENT, UPDATE, WRITE_MEMORY, READ_MEMORY, LOOK, FAULT, RESET, TIMING,
+    IDLE, SHOW
 };
 
 struct Machine {
@@ -41,41 +42,85 @@ struct Machine {
     std::unordered_map<uint64_t, uint64_t> memory; // 64-bit words by word address
     std::unordered_set<uint64_t> faults;           // word addresses that answer with an error
     uint64_t cycle = 0;
-    bool back_to_back = false; // offer a request before the one before it is answered
+    bool back_to_back = true;  // offer a request before the one before it is answered
     uint32_t bus_wait_cyc = 0; // memory's answer comes so much later
     uint32_t stall_cyc = 0;    // an answer of the unit is taken so much later
     uint32_t bus_waited = 0;
     bool watching = false;
     std::vector<uint32_t> samples; // rows of SAMPLE_WORDS: cycle, mode, live, of each cycle watched
 #ifdef VMX_WAVES
-    VerilatedFstC waves;
+    VerilatedVcdC vcd;
+    bool recording = false;
+    Machine() {
+        context.traceEverOn(true);
+        top.trace(&vcd, 99);
+    }
 #endif
 
     void reset() {
+#ifdef VMX_WAVES
+        const bool was_recording = recording;
+        recording = false;
+#endif
         memory.clear();
         faults.clear();
         top.requests_valid = top.events_valid = top.updates_valid = 0;
         top.responses_ready = top.verdicts_ready = 1;
         top.memory_ack = top.memory_err = 0;
-        back_to_back = false;
+        back_to_back = true;
         bus_wait_cyc = stall_cyc = bus_waited = 0;
         top.rst = 1;
+        settle();
         tick();
         top.rst = 0;
-        top.clk = 0;
-        top.eval();
+        settle();
         cycle = 0;
+#ifdef VMX_WAVES
+        recording = was_recording;
+#endif
     }
 
-    // One clock cycle, with memory's answer in the cycle after, or `bus_wait_cyc` later.
+    // Let the inputs take effect; before the unit's outputs are read, and before every tick.
+    // Evaluating the model is what costs time: twice a cycle is the least, here and in `tick`.
+    void settle() {
+#ifdef VMX_WAVES
+        if (!recording) // else `record` lowers it
+#endif
+        top.clk = 0;
+        top.eval();
+    }
+
+#ifdef VMX_WAVES
+    // Record this cycle. It begins at a rising edge, the first one without; times are half cycles.
+    void record() {
+        if (cycle) vcd.dump(2 * cycle - 1);
+        top.clk = 0;
+        top.eval();
+        vcd.dump(2 * cycle);
+    }
+#endif
+
+    // Keep a sample of this cycle if somebody watches.
+    void show() {
+        if (!watching) return;
+        samples.resize(samples.size() + SAMPLE_WORDS);
+        uint32_t *const sample = &samples[samples.size() - SAMPLE_WORDS];
+        std::memcpy(sample, &cycle, 8);
+        sample[2] = top.mode;
+        get(top.live, sample + 3);
+    }
+
+    // Show a cycle and end it.
     void tick() {
-        if (watching) {
-            samples.resize(samples.size() + SAMPLE_WORDS);
-            uint32_t *const sample = &samples[samples.size() - SAMPLE_WORDS];
-            std::memcpy(sample, &cycle, 8);
-            sample[2] = top.mode;
-            get(top.live, sample + 3);
-        }
+        show();
+        edge();
+    }
+
+    // The edge that ends a cycle, with memory's answer in the next one, or `bus_wait_cyc` later.
+    void edge() {
+#ifdef VMX_WAVES
+        if (recording) record();
+#endif
         bool transfer = top.memory_stb && !top.memory_ack && !top.memory_err;
         if (transfer && bus_waited < bus_wait_cyc) {
             ++bus_waited;
@@ -87,7 +132,6 @@ struct Machine {
         const bool write = top.memory_we;
         top.clk = 1;
         top.eval();
-        dump(1);
         bool fails = false;
         if (transfer) {
             fails = faults.count(address);
@@ -100,9 +144,6 @@ struct Machine {
         }
         top.memory_ack = transfer && !fails;
         top.memory_err = fails;
-        top.clk = 0;
-        top.eval();
-        dump(2);
         ++cycle;
     }
 
@@ -110,14 +151,6 @@ struct Machine {
     void look(uint32_t *result) {
         result[MODE_AT] = top.mode;
         get(top.live, result + LIVE_AT);
-    }
-
-    void dump(int half) {
-#ifdef VMX_WAVES
-        if (waves.isOpen()) waves.dump(2 * cycle + half);
-#else
-        (void)half;
-#endif
     }
 };
 
@@ -141,7 +174,7 @@ uint32_t exchange(Machine &machine, const uint32_t *record, uint32_t count, uint
         }
         const bool waits = answers < offered; // else an answer that is still shown is the last one's
         taken = !waits || stalled == machine.stall_cyc;
-        top.eval();
+        machine.settle();
         const bool accepts = valid && ready;
         if (waits && answered && stalled == 0) {
             uint32_t *const row = result + answers * RESULT_WORDS;
@@ -169,7 +202,6 @@ uint32_t exchange(Machine &machine, const uint32_t *record, uint32_t count, uint
     }
     valid = 0;
     taken = 1;
-    top.eval();
     return answers;
 }
 
@@ -200,6 +232,41 @@ uint32_t vmx_samples(void *handle, uint32_t *buffer) {
     }
     return count;
 }
+
+// Number of 64-bit words that memory holds; with a buffer, their byte addresses and contents.
+uint64_t vmx_memory(void *handle, uint64_t *buffer) {
+    const auto &memory = static_cast<Machine *>(handle)->memory;
+    if (buffer) {
+        for (const auto &[address, word] : memory) {
+            *buffer++ = address << 3;
+            *buffer++ = word;
+        }
+    }
+    return memory.size();
+}
+
+#ifdef VMX_MUTANTS
+// Be this mutant (mutants.py) from the next reset on; 0: none.
+void vmx_choose(void *handle, uint32_t mutant) { static_cast<Machine *>(handle)->top.mutant = mutant; }
+#endif
+
+#ifdef VMX_WAVES
+// Record every cycle from this one on in a VCD file.
+void vmx_record(void *handle, const char *path) {
+    auto &machine = *static_cast<Machine *>(handle);
+    machine.vcd.open(path);
+    machine.recording = true;
+}
+
+// Complete the file with this cycle.
+void vmx_stop(void *handle) {
+    auto &machine = *static_cast<Machine *>(handle);
+    machine.settle();
+    machine.record();
+    machine.recording = false;
+    machine.vcd.close();
+}
+#endif
 
 uint64_t vmx_cycle(void *handle) { return static_cast<Machine *>(handle)->cycle; }
 
@@ -232,11 +299,13 @@ uint32_t vmx_run(void *handle, const uint32_t *record, uint32_t count, uint32_t 
         case UPDATE:
             put(top.updates_payload, payload);
             top.updates_valid = 1;
-            top.eval();
-            while (!top.updates_ready) machine.tick();
+            machine.settle();
+            while (!top.updates_ready) {
+                machine.tick();
+                machine.settle();
+            }
             machine.tick();
             top.updates_valid = 0;
-            top.eval();
             break;
         case WRITE_MEMORY: {
             const uint64_t mask = payload[4] == 8 ? ~0ull : 0xFFFFFFFFull << (address & 4) * 8;
@@ -251,6 +320,13 @@ uint32_t vmx_run(void *handle, const uint32_t *record, uint32_t count, uint32_t 
             break;
         }
         case LOOK:
+            break;
+        case IDLE: // after a SHOW
+            machine.settle();
+            machine.edge();
+            break;
+        case SHOW:
+            machine.show();
             break;
         case FAULT:
             machine.faults.insert(address >> 3);

@@ -15,7 +15,7 @@ from typing import Any
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
-from vmxswitch.spec.tables import FIELDS
+from vmxswitch.spec.tables import FIELDS, implemented_reason
 
 from .processor import DERIVED
 
@@ -208,9 +208,9 @@ NUMBERS = {
     "vmxoff": {}, "vmcall": {}, "vmptrst": {},
     "vmread": {}, "vmwrite": {"value": 64}, "vmreads": {}, "apply": {},
     "invept": {"type": 64, "lo": 64, "hi": 64}, "invvpid": {"type": 64, "lo": 64, "hi": 64},
-    "vmlaunch": {}, "vmresume": {},
+    "vmlaunch": {}, "vmresume": {}, "vmfunc": {"eax": 32, "ecx": 32},
     "rdmsr": {"msr": 32}, "wrmsr": {"msr": 32, "value": 64}, "movcr": {"reg": 64, "value": 64},
-    "dump": {}, "guest": {},
+    "dump": {}, "set": {}, "guest": {},
 }
 
 
@@ -221,6 +221,7 @@ def _check_operation(op, capabilities, baselines):
     for operand, bits in NUMBERS[name].items():
         _check_number(operand, _entry(op, operand, int), bits)
     _check_environment(_entry(op, "env", dict, {}), capabilities)
+    _check_circumstances(op)
     match name:
         case "w32" | "w64" | "r32" | "r64":
             if op["addr"] % (int(name[1:]) // 8):
@@ -236,18 +237,47 @@ def _check_operation(op, capabilities, baselines):
         case "movcr":
             if op["reg"] not in (0, 4):
                 raise _Mistake(f"movcr of CR{op['reg']}, not CR0 or CR4")
+        case "set":
+            _check_environment(_entry(op, "state", dict), capabilities)
         case "guest":
             _check_environment(_entry(op, "state", dict, {}), capabilities)
             _check_event(_entry(op, "event", dict))
 
 
+def _check_circumstances(op):
+    """Optional operands of VMX operations."""
+    if "fault" in op:
+        fault = op["fault"]
+        if not isinstance(fault, list) or len(fault) != 2:
+            raise _Mistake(f"{fault!r:.40} is not [vector, error code]")
+        _check_number("vector", fault[0], 8)
+        _check_number("error code", fault[1], 16)
+    if "length" in op:
+        _check_length(_entry(op, "length", int))
+    for name in ("movss", "register"):
+        if op.get(name, 0) not in (0, 1):
+            raise _Mistake(f"{name!r} is {op[name]!r:.40}, not 0 or 1")
+    _check_number("info", op.get("info", 0), 32)
+    _check_number("displacement", op.get("displacement", 0))
+
+
 def _check_event(event):
-    if _entry(event, "kind", str) == "insn":
-        _entry(event, "insn", str)
-        if not 1 <= _entry(event, "length", int) <= MAX_INSTRUCTION_BYTES:
-            raise _Mistake(f"instruction of {event['length']} bytes")
+    match _entry(event, "kind", str):
+        case "insn":
+            _entry(event, "insn", str)
+            _check_length(_entry(event, "length", int))
+        case "reason":
+            implemented_reason(_entry(event, "reason", int))
+            for name in ("qualification", "physical"):
+                _check_number(name, event.get(name, 0))
+            _check_number("length", event.get("length", 0), 4)
     _check_number("info", event.get("info", 0), 32)
     _check_number("linear", event.get("linear", 0))
+
+
+def _check_length(length):
+    if not 1 <= length <= MAX_INSTRUCTION_BYTES:
+        raise _Mistake(f"instruction of {length} bytes")
 
 
 # --- A sample ---
@@ -288,7 +318,8 @@ def disagreements(case: Case, results: Sequence[Mapping]) -> list[Disagreement]:
 def agrees(expected: Any, got: Any) -> bool:
     """Whether a result, or a part of one, is what is expected. Keys that are not expected are free.
 
-    A list holds alternatives; ``{"value": v, "mask": m}`` compares the bits of ``m``.
+    A list holds alternatives, except for ``failing``, all of which must be there;
+    ``{"value": v, "mask": m}`` compares the bits of ``m``.
     """
     match expected:
         case list():
@@ -297,7 +328,8 @@ def agrees(expected: Any, got: Any) -> bool:
             return isinstance(got, int) and (got ^ value) & mask == 0
         case dict():
             return isinstance(got, dict) and all(
-                key in got and agrees(value, got[key]) for key, value in expected.items())
+                key in got and (value == got[key] if key == "failing" else agrees(value, got[key]))
+                for key, value in expected.items())
     return expected == got
 
 

@@ -1,6 +1,7 @@
 """Operations, answers and environments as the bits on the unit's ports, for every RTL backend."""
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from amaranth.hdl import Shape
 from amaranth.lib import data
@@ -14,7 +15,9 @@ from vmxswitch.spec.tables import implemented_reason
 __all__ = ["Codec", "Layout"]
 
 WORD = (1 << 64) - 1
+ANSWERS_KEPT = 4096
 HOST_LIVE = (Code.EXIT, Code.ENTRY_FAILURE)
+_OPERATIONS = {name: operation.value for name, operation in Operation.__members__.items()}
 _ROW_NUMBERS = {row.id: number for number, row in enumerate(INSTRUCTION_ROWS)}
 
 
@@ -31,8 +34,9 @@ class Layout:
         """Bits of the port; fields that are not given are 0, values are cut to their field."""
         bits = 0
         for name, value in values.items():
-            offset, mask = self._fields[name]
-            bits |= (value & mask) << offset
+            if value:
+                offset, mask = self._fields[name]
+                bits |= (value & mask) << offset
         return bits
 
     def mask(self, names: Iterable[str]) -> int:
@@ -56,6 +60,7 @@ class Codec:
         self._update = Layout(interface.update_layout(capabilities))
         self._numbers = {name: number for number, name in enumerate(capabilities.registers)}
         self._check_numbers = {check.id: number for number, check in enumerate(self._checks)}
+        self._kept = lru_cache(ANSWERS_KEPT)(self._answer)  # few differ, and making one is slow
 
     def request(self, instruction: Instruction) -> int:
         """Payload of ``requests``."""
@@ -70,7 +75,7 @@ class Codec:
             case "VMFUNC":
                 operand, source = instruction.eax, instruction.ecx
         return self._request.pack({
-            "operation": Operation[instruction.name].value,
+            "operation": _OPERATIONS[instruction.name],
             "operand": operand, "source": source, "source_high": source_high,
             "register_operand": instruction.register_operand,
             "operand_fault": instruction.operand_fault is not None,
@@ -131,6 +136,9 @@ class Codec:
 
     def answer(self, response: int, *, event: bool, diagnosis: int, cycles: int) -> Answer:
         """The answer on ``responses`` or ``verdicts``; ``diagnosis`` 0 if it was not checked."""
+        return self._kept(response, event, diagnosis, cycles)
+
+    def _answer(self, response, event, diagnosis, cycles):
         fields = self._response.unpack(response)
         code = Code(fields["code"])
         fault = code is Code.FAULT

@@ -13,6 +13,10 @@ class Memory:
         """Make everything zero."""
         self._words.clear()
 
+    def words(self) -> dict[int, int]:
+        """Every 64-bit word that is not 0, by address."""
+        return {address: word for address, word in self._words.items() if word}
+
     def read(self, address: int, size: int) -> int:
         """Read ``size`` bytes (4 or 8) at a naturally aligned byte address.
 

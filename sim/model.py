@@ -169,6 +169,10 @@ class Model:
         """Write ``size`` bytes (4 or 8, naturally aligned), little-endian."""
         self._memory.write(address, size, value)
 
+    def memory_words(self) -> dict[int, int]:
+        """Every 64-bit word of memory that is not 0, by address."""
+        return self._memory.words()
+
     def _sample(self):
         self.cycle += 1
         if self.watcher is not None:

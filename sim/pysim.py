@@ -113,6 +113,10 @@ class PysimPort:
         """Write ``size`` bytes (4 or 8, naturally aligned), little-endian."""
         self.memory.write(address, size, value)
 
+    def memory_words(self) -> dict[int, int]:
+        """Every 64-bit word of memory that is not 0, by address."""
+        return self.memory.words()
+
     # --- simulation ---
 
     def _run(self, job):

@@ -24,6 +24,11 @@ RESULTS = {
 #: Guest instructions whose exit is a matter of the exit controls, with their exit reason.
 REASONS = {name: row.number for row in EXIT_REASONS.values() for name in row.instructions}
 TRIPLE_FAULT = 2  # exit reason
+#: Optional keys of VMX operations, and the attributes of the instruction that they give.
+CIRCUMSTANCES = {
+    "movss": "mov_ss_blocking", "register": "register_operand", "length": "length",
+    "info": "information", "displacement": "displacement",
+}
 UNSUPPORTED = {"result": "unsupported"}
 
 
@@ -91,6 +96,9 @@ class Runner:
                     return {"result": "ok"}
                 case "dump":
                     return {"result": "ok", "state": self._processor.environment()}
+                case "set":
+                    self._processor.set_up(op["state"])
+                    return {"result": "ok"}
                 case "vmreads":
                     return self._read_fields(op)
                 case "apply":
@@ -154,32 +162,41 @@ class Runner:
             return UNSUPPORTED
         name = event.get("insn") if event["kind"] == "insn" else None
         details = {"length": event.get("length", 0), "information": event.get("info", 0)}
-        reason = TRIPLE_FAULT if event["kind"] == "triple_fault" else REASONS.get(name)
-        if name not in INSTRUCTIONS and reason is None:
-            return UNSUPPORTED
-        self._processor.set_up(state)
         if name in INSTRUCTIONS:
+            self._processor.set_up(state)
             answer = self._port.execute(Instruction(name, **details))
+        elif event["kind"] == "reason":
+            self._processor.set_up(state)
+            answer = self._port.report(Event(
+                event["reason"], event.get("qualification", 0), **details,
+                linear_address=event.get("linear", 0), physical_address=event.get("physical", 0)))
         else:
+            reason = TRIPLE_FAULT if event["kind"] == "triple_fault" else REASONS.get(name)
+            if reason is None:
+                return UNSUPPORTED
+            self._processor.set_up(state)
             answer = self._port.report(
                 Event(reason, qualification=event.get("linear", 0), **details))
         return _result(answer) if answer.outcome == Outcome.EXIT else {"result": "no_exit"}
 
 
 def _operands(op):
-    """Operands of the instruction that a VMX op stands for."""
+    """Operands of the instruction that a VMX op stands for, and its circumstances."""
+    operands = {name: op[key] for key, name in CIRCUMSTANCES.items() if key in op}
+    if "fault" in op:
+        operands["operand_fault"] = tuple(op["fault"])
     match op["op"]:
         case "vmxon" | "vmclear" | "vmptrld":
-            return {"pointer": op["addr"]}
+            operands["pointer"] = op["addr"]
         case "vmread":
-            return {"encoding": _encoding(op["field"])}
+            operands["encoding"] = _encoding(op["field"])
         case "vmwrite":
-            return {"encoding": _encoding(op["field"]), "value": op["value"]}
+            operands |= {"encoding": _encoding(op["field"]), "value": op["value"]}
         case "invept" | "invvpid":
-            return {"invalidation": op["type"], "descriptor": op["lo"] | op["hi"] << 64}
-        case "vmlaunch" | "vmresume":
-            return {"mov_ss_blocking": bool(op.get("movss"))}
-    return {}
+            operands |= {"invalidation": op["type"], "descriptor": op["lo"] | op["hi"] << 64}
+        case "vmfunc":
+            operands |= {"eax": op["eax"], "ecx": op["ecx"]}
+    return operands
 
 
 def _encoding(field):

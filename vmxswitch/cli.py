@@ -128,6 +128,57 @@ def add_replay(name, verbs):
                       help="processes to use (default: one per processor, here %(default)s)")
 
 
+def add_fuzz(name, verbs):
+    verb = verbs.add_parser(
+        name, help="compare model and hardware with random programs",
+        description="Runs random programs on the reference model and on the hardware and compares\n"
+                    "them after every operation. The first program in which they differ is made\n"
+                    "as small as possible, written as a case for `replay` and printed. The same\n"
+                    "seed gives the same programs everywhere.",
+        epilog="""examples:
+  vmxswitch fuzz
+  vmxswitch fuzz --config compact --minutes 10 --coverage coverage.json
+  vmxswitch fuzz --seed 7 --first 1200 --count 1 --backend pysim
+  vmxswitch fuzz --minutes 60 --cluster tcp://192.0.2.1:8786""")
+    verb.add_argument("--config", metavar="NAME", default="full",
+                      help="processor: full, compact, or the file of a profile "
+                           "(default: %(default)s)")
+    verb.add_argument("--backend", choices=["verilator", "pysim"], default="verilator",
+                      help="hardware compiled by Verilator, or simulated in Python, some hundred "
+                           "times slower (default: %(default)s)")
+    verb.add_argument("--seed", metavar="N", type=natural, default=1,
+                      help="what the programs follow from (default: %(default)s)")
+    verb.add_argument("--first", metavar="N", type=natural, default=0,
+                      help="number of the first program (default: %(default)s)")
+    length = verb.add_mutually_exclusive_group()
+    length.add_argument("--count", metavar="N", type=positive, help="programs to run")
+    length.add_argument("--minutes", metavar="M", type=duration, default=1.0,
+                        help="time to run for, if no count is given (default: 1)")
+    verb.add_argument("--jobs", metavar="N", type=positive, default=os.cpu_count() or 1,
+                      help="processes to use (default: one per processor, here %(default)s)")
+    verb.add_argument("--cluster", metavar="ADDRESS",
+                      help="run on the workers of a Dask scheduler instead (default: none)")
+    verb.add_argument("--coverage", metavar="FILE", type=Path,
+                      help="write how often each row was hit, as JSON (default: none)")
+    verb.add_argument("--found", metavar="DIR", type=Path, default=Path("disagreements"),
+                      help="where to write a case that disagrees (default: %(default)s)")
+
+
+def add_bench(name, verbs):
+    verb = verbs.add_parser(
+        name, help="measure cycles per operation, and the speed of the backends",
+        description="Measures how many cycles operations take, and what each backend does in a\n"
+                    "second on one core. Speeds of one run can be compared with each other.",
+        epilog="""examples:
+  vmxswitch bench
+  vmxswitch bench --backend model --backend verilator --seconds 10 --json""")
+    verb.add_argument("--backend", choices=BACKENDS, action="append",
+                      help=f"{BACKENDS_IN_WORDS}; may be repeated (default: all)")
+    verb.add_argument("--seconds", metavar="S", type=duration, default=3.0,
+                      help="time for each figure (default: %(default)s)")
+    verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
 def add_test(name, verbs):
     verbs.add_parser(
         name, help="run the tests of the checkout",
@@ -141,7 +192,10 @@ def add_test(name, verbs):
 
 
 #: Every verb and the function that adds its arguments.
-VERBS = {"switch": add_switch, "replay": add_replay, "test": add_test}
+VERBS = {
+    "switch": add_switch, "replay": add_replay, "fuzz": add_fuzz, "bench": add_bench,
+    "test": add_test,
+}
 
 
 def assignment(text):
@@ -154,6 +208,17 @@ def assignment(text):
     if not field or number is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE, such as HOST_CR4=0x26f0")
     return field, number
+
+
+def duration(text):
+    """A time above 0, such as 1.5."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0")
+    return number
 
 
 def natural(text):

@@ -23,13 +23,14 @@ SHIPPED_PAIRS = {
 
 def run(arguments):
     """Switches and reports; 0 if the target was reached and no cycle was mixed, else 1."""
-    if arguments.waves and arguments.backend != "pysim":
-        raise UsageError("--waves shows the hardware; it needs --backend pysim")
+    if arguments.waves and arguments.backend == "model":
+        raise UsageError("--waves shows the hardware; it needs --backend pysim or verilator")
     pair = SHIPPED_PAIRS[arguments.config]
     if arguments.original:
         pair = (str(arguments.original), str(arguments.target))
     original, target = _environments(pair, arguments.cpu)
-    port = backends.port(arguments.backend, PRESETS[arguments.config])
+    port = backends.port(
+        arguments.backend, PRESETS[arguments.config], waves=arguments.waves is not None)
     with _waves(port, arguments.waves):
         result = Vmm(port).switch(original, target, dict(arguments.set))
     if arguments.json:

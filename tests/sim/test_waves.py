@@ -1,6 +1,7 @@
 """Waves: what the files say is what happened, and they are there whole or not at all."""
 
 import re
+from functools import partial
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -13,6 +14,7 @@ from vmxswitch.sim import waves
 from vmxswitch.sim.pysim import PysimPort
 from vmxswitch.sim.timing_svg import CYCLE, LABEL
 from vmxswitch.sim.vcd_file import VcdFile
+from vmxswitch.sim.verilator import VerilatorPort
 from vmxswitch.sim.wave_view import Group, view
 from vmxswitch.spec.capabilities import PRESETS
 from vmxswitch.spec.errors import UsageError
@@ -28,9 +30,12 @@ SWITCHES = {
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def record(folder, preset, **settings):
+PORTS = {"pysim": PysimPort, "verilator": partial(VerilatorPort, waves=True)}
+
+
+def record(folder, preset, backend="pysim", **settings):
     """A recorded switch: its result, its files' texts and its VCD file, read."""
-    port = PysimPort(PRESETS[preset])
+    port = PORTS[backend](PRESETS[preset])
     original, target, needed = SWITCHES[preset]
     with waves.recording(port, folder):
         result = Vmm(port).switch(
@@ -41,16 +46,17 @@ def record(folder, preset, **settings):
         svg=ElementTree.fromstring(texts["switch.svg"]))
 
 
-@pytest.fixture(scope="module", params=SWITCHES)
+@pytest.fixture(scope="module", params=[
+    ("full", "pysim"), ("compact", "pysim"), ("compact", "verilator")], ids="-".join)
 def recorded(request, tmp_path_factory):
-    return record(tmp_path_factory.mktemp("waves") / request.param, request.param)
+    return record(tmp_path_factory.mktemp("waves") / "switch", *request.param)
 
 
-@pytest.fixture(scope="module")
-def refused(tmp_path_factory):
+@pytest.fixture(scope="module", params=["pysim", "verilator"])
+def refused(request, tmp_path_factory):
     """A switch whose VM entry two host checks refuse."""
     folder = tmp_path_factory.mktemp("waves") / "refused"
-    return record(folder, "full", HOST_CR3=1 << 63, HOST_TR_SELECTOR=0)
+    return record(folder, "compact", request.param, HOST_CR4=0, HOST_TR_SELECTOR=0)
 
 
 def start_of(cycle):
@@ -119,6 +125,16 @@ def test_failing_rows_are_named(refused):
     ids = {refusal.id for refusal in refused.result.refused_by}
     assert len(ids) > 1
     assert set(refused.vcd.at("bench.failing", refused.vcd.end).split(",")) == ids
+
+
+def test_what_is_shown_of_the_compiled_unit_is_what_pysim_shows(tmp_path):
+    simulated, compiled = (record(tmp_path / backend, "compact", backend) for backend in PORTS)
+    assert compiled.texts == simulated.texts | {"switch.vcd": compiled.texts["switch.vcd"]}
+    assert compiled.vcd.end == simulated.vcd.end
+    middles = range(0, simulated.vcd.end, waves.PERIOD_FS)
+    for name in names(view(PRESETS["compact"])):
+        assert ([compiled.vcd.at(name, time) for time in middles]
+                == [simulated.vcd.at(name, time) for time in middles]), name
 
 
 # --- the views ---

@@ -1,0 +1,1 @@
+"""Differential fuzzing: random programs on the reference model and on the hardware."""

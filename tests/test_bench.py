@@ -49,6 +49,7 @@ def test_json(capsys):
     assert found["cycles"] is None and found["config"] == "full"
     assert found["speed"]["model"].keys() == {"round_trips", "checked_entries", "cases"}
     assert all(number > 0 for number in found["speed"]["model"].values())
+    assert set(found["times_slowest"]["model"].values()) == {1}
     assert found["tools"].keys() >= {"Python", "amaranth"}
 
 

@@ -55,6 +55,7 @@ def run(arguments):
     for name, port in ports.items():
         _progress(f"speed of {name}")
         results["speed"][name] = speed(name, port, arguments.seconds)
+    results["times_slowest"] = _times_slowest(results["speed"])
     print(json.dumps(results, indent=2) if arguments.json else "\n".join(_report(results)))
     return 0
 
@@ -207,15 +208,17 @@ def _report(results):
     yield f"\nSpeed ({CONFIG}, one core), and as a multiple of the slowest"
     rows = [("backend", *COLUMNS.values())]
     for name, found in results["speed"].items():
-        rows.append((name, *(_figure(found, results["speed"], key) for key in COLUMNS)))
+        times = results["times_slowest"][name]
+        rows.append((name, *(
+            f"{_rounded(found[key])} (x{_rounded(times[key])})" if key in found else "-"
+            for key in COLUMNS)))
     yield from _aligned(rows)
 
 
-def _figure(found, speeds, key):
-    if key not in found:
-        return "-"
-    times = found[key] / min(other[key] for other in speeds.values() if key in other)
-    return f"{_rounded(found[key])} (x{_rounded(times)})"
+def _times_slowest(speeds):
+    """Each speed as a multiple of the slowest backend's."""
+    return {name: {key: figure / min(other[key] for other in speeds.values() if key in other)
+                   for key, figure in found.items()} for name, found in speeds.items()}
 
 
 def _rounded(number):

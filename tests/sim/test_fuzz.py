@@ -446,7 +446,19 @@ class Slow(Model):
         super().reset()
 
 
-def test_a_worker_of_a_cluster_that_is_killed_costs_nothing():
+@pytest.fixture
+def at_most_180_s():
+    """A cluster that loses more than the test takes from it would let the test wait for ever."""
+    def give_up(*_):
+        raise TimeoutError("no end in 180 s")
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(180)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_worker_of_a_cluster_that_is_killed_costs_nothing(at_most_180_s):
     distributed = pytest.importorskip("distributed")
     killed = []
     with (distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,

@@ -439,13 +439,6 @@ def test_an_error_names_the_program():
     assert error.value.__notes__ == [f"in program 0 of seed {SEED}"]
 
 
-class Slow(Model):
-    """Takes some time for every program, so that there is a middle to be killed in."""
-    def reset(self):
-        time.sleep(0.01)
-        super().reset()
-
-
 @pytest.fixture
 def at_most_180_s():
     """A cluster that loses more than the test takes from it would let the test wait for ever."""
@@ -468,9 +461,9 @@ def test_a_worker_of_a_cluster_that_is_killed_costs_nothing(at_most_180_s):
                 killed.append(next(iter(client.run(os.getpid).values())))
                 os.kill(killed[0], signal.SIGKILL)
         result = run_campaign(
-            client.get_executor(), 150, first=300, make_port=Slow, progress=kill)
+            client.get_executor(), 300, first=300, progress=kill)
     assert killed
-    assert counts(result) == counts(run_campaign(Here(), 150, first=300))
+    assert counts(result) == counts(run_campaign(Here(), 300, first=300))
 
 
 # The hardware

@@ -210,6 +210,12 @@ class Capabilities:
                 if self._exists(row.feature) or row.msr in self.wrmsr_rules}
 
     @cached_property
+    def readable_msrs(self) -> dict[int, str | int]:
+        """MSRs that RDMSR knows: by index the register, or the value of a capability MSR."""
+        registers = {row.msr: name for name, row in self.registers.items() if row.msr is not None}
+        return registers | dict(self.msrs)
+
+    @cached_property
     def _known(self) -> dict[str, int | Expression]:
         """What folds in: capabilities, 0 for what is absent, narrower values zero-extended."""
         known = dict(self.constants)

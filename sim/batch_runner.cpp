@@ -33,7 +33,7 @@ template <std::size_t N> void get(const VlWide<N> &port, uint32_t *words) {
 
 enum Kind : uint32_t {
     REQUEST, EVENT, UPDATE, WRITE_MEMORY, READ_MEMORY, LOOK, FAULT, RESET, TIMING,
-    IDLE, SHOW
+    IDLE, SHOW, TIME
 };
 
 struct Machine {
@@ -67,6 +67,7 @@ struct Machine {
         top.requests_valid = top.events_valid = top.updates_valid = 0;
         top.responses_ready = top.verdicts_ready = 1;
         top.memory_ack = top.memory_err = 0;
+        top.ticks = 0;
         back_to_back = true;
         bus_wait_cyc = stall_cyc = bus_waited = 0;
         top.rst = 1;
@@ -320,6 +321,13 @@ uint32_t vmx_run(void *handle, const uint32_t *record, uint32_t count, uint32_t 
             break;
         }
         case LOOK:
+            break;
+        case TIME:
+            top.ticks = payload[0];
+            machine.settle();
+            machine.tick();
+            top.ticks = 0;
+            machine.settle();
             break;
         case IDLE: // after a SHOW
             machine.settle();

@@ -290,7 +290,7 @@ class Model:
         registers, abort = self._host_state(inputs)
         self._vmcs |= information
         if abort:
-            return self._abort(abort, row.id, _ids(inputs.failing))
+            return self._abort(abort, _ids(inputs.failing))
         self._registers = registers
         return Answer(Outcome.ENTRY_FAILURE, row.id, reason=row.number,
                       qualification=qualification, failing=_ids(inputs.failing))
@@ -391,7 +391,7 @@ class Model:
         registers, abort = (None, abort) if abort else self._host_state(inputs)
         self._vmcs |= saved
         if abort:
-            return self._abort(abort, row_id)
+            return self._abort(abort)
         self._registers = registers
         self._move(Transition.EXIT)
         return Answer(Outcome.EXIT, row_id, reason=inputs["EXIT_REASON"],
@@ -419,12 +419,12 @@ class Model:
             registers |= self._loaded_by(entry)
         return registers, 0
 
-    def _abort(self, code, row_id, failing=()):
+    def _abort(self, code, failing=()):
         """VMX abort: nothing but the indicator in the region tells of it."""
         self._memory.write(self._current + ABORT_OFFSET, 4, code)
         self._abort_code = code
         self._move(Transition.ABORT)
-        return Answer(Outcome.ABORT, row_id, error=code, failing=failing)
+        return Answer(Outcome.ABORT, error=code, failing=failing)
 
     def _move(self, transition):
         self._mode = EDGES[self._mode, transition]

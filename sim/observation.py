@@ -1,18 +1,19 @@
 """Programs of operations on a ``Port``, and what each operation leaves behind.
 
 An operation is an :class:`~vmxswitch.spec.operations.Instruction`, an
-:class:`~vmxswitch.spec.operations.Event`, or something the core does itself:
-:class:`RegisterWrites`, :class:`MemoryWrite`.
+:class:`~vmxswitch.spec.operations.Event` or :class:`~vmxswitch.spec.operations.Boundary`, or
+something the core does itself: :class:`RegisterWrites`, :class:`MemoryWrite`, :class:`TimePasses`.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from vmxswitch.spec.errors import UsageError
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode
+from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode
 
 __all__ = [
-    "PROMPT", "MemoryWrite", "Observation", "Operation", "RegisterWrites", "Timing", "observe",
+    "PROMPT", "MemoryWrite", "Observation", "Operation", "RegisterWrites", "TimePasses", "Timing",
+    "observe",
 ]
 
 
@@ -30,7 +31,13 @@ class MemoryWrite:
     value: int
 
 
-Operation = Instruction | Event | RegisterWrites | MemoryWrite
+@dataclass(frozen=True)
+class TimePasses:
+    """The VMX-preemption timer counts ``ticks`` (32 bits) down, in the guest."""
+    ticks: int
+
+
+Operation = Instruction | Event | Boundary | RegisterWrites | MemoryWrite | TimePasses
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ def _step(port, operation):
             port.write_registers(dict(values))
         case Instruction():
             answer = port.execute(operation)
-        case Event():
+        case TimePasses(ticks):
+            port.pass_time(ticks)
+        case Event() | Boundary():
             answer = port.report(operation)
     return Observation(answer, port.mode, port.read_registers())

@@ -8,7 +8,7 @@ from amaranth.sim import Simulator
 
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Sample
+from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode, Sample
 
 from .codec import Codec
 from .memory import Memory
@@ -87,10 +87,14 @@ class PysimPort:
         return self._run(lambda ctx: self._exchange(
             ctx, self.unit.requests, self.unit.responses, requests))
 
-    def report(self, event: Event) -> Answer:
+    def report(self, event: Event | Boundary) -> Answer:
         """Tell of a guest event; only in VMX non-root operation."""
         return self._run(lambda ctx: self._exchange(
             ctx, self.unit.events, self.unit.verdicts, [self._codec.event(event)]))[0]
+
+    def pass_time(self, ticks: int) -> None:
+        """Let the VMX-preemption timer count, all ``ticks`` (32 bits) in one cycle."""
+        self._run(lambda ctx: self._pass(ctx, ticks))
 
     def read_registers(self) -> dict[str, int]:
         """The live environment: every register by name."""
@@ -164,6 +168,11 @@ class PysimPort:
             ctx.set(bus.dat_r, self.memory.read(address, 8))
         ctx.set(bus.ack, int(bool(transfer and not fails)))
         ctx.set(bus.err, int(bool(fails)))
+
+    async def _pass(self, ctx, ticks):
+        ctx.set(self.unit.ticks, ticks)
+        await self._tick(ctx)
+        ctx.set(self.unit.ticks, 0)
 
     async def _update(self, ctx, updates):
         port = self.unit.updates

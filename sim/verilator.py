@@ -18,10 +18,26 @@ from amaranth.hdl import Shape, unsigned
 from vmxswitch.hdl import interface
 from vmxswitch.hdl.instruction_unit import Retired
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Outcome, Sample
+from vmxswitch.spec.operations import (
+    Answer,
+    Boundary,
+    Event,
+    Instruction,
+    Mode,
+    Outcome,
+    Sample,
+)
 
 from .codec import Codec, Layout
-from .observation import PROMPT, MemoryWrite, Observation, Operation, RegisterWrites, Timing
+from .observation import (
+    PROMPT,
+    MemoryWrite,
+    Observation,
+    Operation,
+    RegisterWrites,
+    TimePasses,
+    Timing,
+)
 from .verilator_build import library
 
 __all__ = ["VerilatorPort"]
@@ -43,6 +59,7 @@ class Kind(IntEnum):
     TIMING = 8
     IDLE = 9
     SHOW = 10
+    TIME = 11          # preemption-timer ticks, in one cycle
 
 
 class VerilatorPort:
@@ -148,10 +165,14 @@ class VerilatorPort:
             for instruction in instructions])
         return [self._answer(row, event=False) for row in rows]
 
-    def report(self, event: Event) -> Answer:
+    def report(self, event: Event | Boundary) -> Answer:
         """Tell of a guest event; only in VMX non-root operation."""
         row, = self._call([self._record(Kind.EVENT, self._codec.event(event))])
         return self._answer(row, event=True)
+
+    def pass_time(self, ticks: int) -> None:
+        """Let the VMX-preemption timer count, all ``ticks`` (32 bits) in one cycle."""
+        self._call([self._record(Kind.TIME, ticks)])
 
     def observe(
         self, operations: Iterable[Operation], timing: Timing = PROMPT,
@@ -178,11 +199,13 @@ class VerilatorPort:
         match operation:
             case Instruction():
                 return [self._record(Kind.REQUEST, self._codec.request(operation))]
-            case Event():
+            case Event() | Boundary():
                 return [self._record(Kind.EVENT, self._codec.event(operation))]
             case MemoryWrite(address, size, value):
                 _check_access(address, size, value)
                 return [self._record(Kind.WRITE_MEMORY, address | value << 64 | size << 128)]
+            case TimePasses(ticks):
+                return [self._record(Kind.TIME, ticks)]
             case RegisterWrites(values):
                 updates = [self._codec.update(name, value) for name, value in values]
                 return ([self._record(Kind.UPDATE, update) for update in updates]
@@ -328,7 +351,7 @@ class CompiledObservation:
     def answer(self) -> Answer | None:
         if isinstance(self._operation, RegisterWrites):
             return None
-        return self._port._answer(self._row, event=isinstance(self._operation, Event))
+        return self._port._answer(self._row, event=isinstance(self._operation, Event | Boundary))
 
     @property
     def mode(self) -> Mode:

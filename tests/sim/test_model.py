@@ -7,7 +7,7 @@ from vmxswitch.spec.capabilities import PRESETS
 from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.expression import Const
 from vmxswitch.spec.operations import NO_VMCS, Event, Instruction, Mode, Outcome
-from vmxswitch.spec.tables import EXIT_REASONS, FIELDS, INSTRUCTIONS, SYMBOLS
+from vmxswitch.spec.tables import EVENT_WORDS, EXIT_REASONS, FIELDS, INSTRUCTIONS, SYMBOLS
 
 ALL_ONES = (1 << 64) - 1
 MISALIGNED = 0x30_1008

@@ -8,6 +8,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.tables import FIELDS, implemented_reason
 
-from .guest_events import EVENT_NUMBERS
+from .guest_events import EVENT_NUMBERS, Unknown, event_of
 from .processor import DERIVED
 
 __all__ = [
@@ -278,6 +279,8 @@ def _check_event(event):
         _check_number(name, event.get(name, 0), bits)
     for name, bits in EVENT_OPERANDS.items():
         _check_number(name, event.get(name, 0), bits)
+    with suppress(Unknown):  # which the run then calls unsupported
+        event_of(event, None)
 
 
 def _check_length(length):

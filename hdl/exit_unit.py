@@ -135,27 +135,29 @@ class ExitUnit(wiring.Component):
         """The first pending event, by priority, that exits or is delivered."""
         m.d.comb += [
             event.eq(0), event.boundary.eq(1), event.pending.eq(self.event.pending)]
-        first = True
-        for row in BOUNDARY_EVENTS:
-            known = {"EXIT_REASON": row.reason} | {
-                f"CAUSE_{part}": self._capabilities.bind(value) for part, value in [
-                    ("INTERRUPTION", row.interruption), ("QUALIFICATION", row.qualification)]}
-            condition = self._bound(EXIT_REASONS[row.reason].condition, known)
-            exits = Signal(name=f"exits_{row.order}")
-            happens = Signal(name=f"happens_{row.order}")
-            m.d.comb += [
-                exits.eq(lower(condition, self._values)),
-                happens.eq(lower(self._bound(row.pending), self._values)
-                           & (exits | row.delivers)),
-            ]
-            with m.If(happens) if first else m.Elif(happens):
+        candidates = [self._candidate(m, row) for row in BOUNDARY_EVENTS]
+        for number, (row, exits, happens, interruption, qualification) in enumerate(candidates):
+            with m.If(happens) if number == 0 else m.Elif(happens):
                 m.d.comb += [
                     self.verdict.exits.eq(exits), self.verdict.delivers.eq(row.delivers),
-                    event.reason.eq(row.reason),
-                    event.interruption.eq(lower(known["CAUSE_INTERRUPTION"], self._values)),
-                    event.qualification.eq(lower(known["CAUSE_QUALIFICATION"], self._values)),
+                    event.reason.eq(row.reason), event.interruption.eq(interruption),
+                    event.qualification.eq(qualification),
                 ]
-            first = False
+
+    def _candidate(self, m, row):
+        """What may come at a boundary: whether it exits, whether it comes at all, and as what."""
+        known = {"EXIT_REASON": row.reason} | {
+            f"CAUSE_{part}": self._capabilities.bind(value) for part, value in [
+                ("INTERRUPTION", row.interruption), ("QUALIFICATION", row.qualification)]}
+        exits, happens = Signal(name=f"exits_{row.order}"), Signal(name=f"happens_{row.order}")
+        condition = self._bound(EXIT_REASONS[row.reason].condition, known)
+        m.d.comb += [
+            exits.eq(lower(condition, self._values)),
+            happens.eq(lower(self._bound(row.pending), self._values) & (exits | row.delivers)),
+        ]
+        return row, exits, happens, *(
+            lower(known[f"CAUSE_{part}"], self._values)
+            for part in ("INTERRUPTION", "QUALIFICATION"))
 
     def _words(self, m, event):
         """Which words of memory decide. At a boundary only the first row reads any."""

@@ -12,9 +12,10 @@ from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.expression import Const, symbols
 from vmxswitch.spec.operations import NO_VMCS, Mode, Transition
 from vmxswitch.spec.region import FIELDS_OFFSET, LAUNCH_OFFSET, WORD_BYTES
-from vmxswitch.spec.tables import INSTRUCTIONS, SYMBOLS, expression
+from vmxswitch.spec.tables import ABORTS, INSTRUCTIONS, SYMBOLS, expression
 
 from .entry_checker import Wants
+from .exit_unit import Verdict, word_layout
 from .expression import lower
 from .interface import (
     INSTRUCTION_ROWS,
@@ -33,7 +34,9 @@ from .vmcs_bank import FieldSelect, VmcsBank
 __all__ = ["Checks", "InstructionUnit", "Retired"]
 
 UD, GP = 6, 13
-ENTRY_BYTES = 16  # of an MSR-load list
+ENTRY_BYTES = 16  # of an MSR list
+#: VMX-abort codes.
+SAVE_GUEST_MSR, LOAD_HOST_PDPTE, _, LOAD_HOST_MSR, MACHINE_CHECK, NOT_LONG_MODE = ABORTS
 POINTER_MOVERS = (Operation.VMXON, Operation.VMXOFF, Operation.VMPTRLD, Operation.VMCLEAR)
 
 
@@ -87,16 +90,24 @@ class InstructionUnit(wiring.Component):
         To and from the memory unit.
     w_launched : In(1), w_launched_stb : In(1)
         Launch state from a region that is being loaded.
-    cause : Out(Event), exits : In(1)
-        To and from the exit unit.
+    event, other : Out(Event), by_event : Out(1)
+        To the exit unit: guest event at hand; what else moves the processor to the host.
+    event_words : Out(:func:`~.exit_unit.word_layout`)
+        To the exit unit: words read from memory for the event.
+    word_wants, word_addresses, verdict, event_value, cause, qualification : In
+        From the exit unit; ``qualification`` is what the exit writes.
+    msr_value, store_fails, pae, pdptes_fail, long_mode_fails : In
+        From the exit steps.
+    host : Out(1)
+        A FETCH is for the host's page-directory-pointer-table entries.
     transition : Out(Transition), strobe : Out(1)
         To the mode controller.
     enter : Out(1)
         The guest state goes live at the next edge.
     leave : Out(1)
         The host state goes live at the next edge.
-    save : Out(1)
-        Together with ``leave``: a VM exit; guest state is saved.
+    save : Out(1), inform : Out(1)
+        Guest state is saved at the next edge; exit information is written.
     stage_stb : Out(1), unstage : Out(1)
         For the MSR-load list: keep the value at hand; forget all.
     error_number : Out(6), error_stb : Out(1)
@@ -122,6 +133,7 @@ class InstructionUnit(wiring.Component):
         if not isinstance(capabilities, Capabilities):
             raise TypeError(f"Instruction unit wants Capabilities, not {capabilities!r}")
         self._capabilities = capabilities
+        words = word_layout(capabilities)
         super().__init__({
             "requests": In(stream.Signature(Request)), "events": In(stream.Signature(Event)),
             "responses": Out(stream.Signature(Response)),
@@ -133,9 +145,14 @@ class InstructionUnit(wiring.Component):
             "command": Out(Command), "address": Out(64), "w_word": Out(64), "start": Out(1),
             "done": In(1), "error": In(1), "word": In(64),
             "w_launched": In(1), "w_launched_stb": In(1),
-            "cause": Out(Event), "exits": In(1),
+            "event": Out(Event), "other": Out(Event), "by_event": Out(1),
+            "event_words": Out(words), "word_wants": In(len(words.members)),
+            "word_addresses": In(data.ArrayLayout(64, len(words.members))),
+            "verdict": In(Verdict), "event_value": In(64), "cause": In(Event),
+            "qualification": In(64), "msr_value": In(64), "store_fails": In(1), "pae": In(1),
+            "pdptes_fail": In(1), "long_mode_fails": In(1), "host": Out(1),
             "transition": Out(Transition), "strobe": Out(1),
-            "enter": Out(1), "leave": Out(1), "save": Out(1),
+            "enter": Out(1), "leave": Out(1), "save": Out(1), "inform": Out(1),
             "stage_stb": Out(1), "unstage": Out(1),
             "error_number": Out(6), "error_stb": Out(1),
             "eptp": Out(64), "eptp_stb": Out(1), "eptp_index": Out(16), "eptp_index_stb": Out(1),
@@ -218,7 +235,7 @@ class InstructionUnit(wiring.Component):
         self._number = Signal(16)  # error or exit reason of the row
         self._code = Signal(Code)  # of the operation at hand, instruction or event
         self._vector = Signal(8)
-        self._error_code = Signal(16)
+        self._error_code = Signal(32)
         self._has_code = Signal()
         self._needs_word = Signal()    # the rows up to the deciding one read memory,
         self._needs_checks = Signal()  # the entry checks,
@@ -231,9 +248,23 @@ class InstructionUnit(wiring.Component):
             for name, rows in INSTRUCTIONS.items():
                 with m.Case(Operation[name]):
                     self._decide_instruction(m, rows, values)
-        exits = self.exits & (self.mode == Mode.NON_ROOT)
-        m.d.comb += self._code.eq(Mux(
-            self._event, Mux(exits, Code.EXIT, Code.NO_EXIT), self._row_code))
+        self._abort = Signal(3)  # VMX-abort code; from then on nothing but a reset helps
+        m.d.comb += self._code.eq(self._row_code)
+        with m.If(self._event):
+            m.d.comb += self._code.eq(Code.NO_EXIT)
+            with m.If(self.mode == Mode.NON_ROOT):
+                self._decide_event(m)
+        with m.If(self._abort != 0):
+            m.d.comb += self._code.eq(Code.ABORT)
+
+    def _decide_event(self, m):
+        with m.If(self.verdict.undefined):
+            m.d.comb += [self._code.eq(Code.FAULT), self._vector.eq(UD), self._has_code.eq(0)]
+        with m.Elif(self.verdict.exits):
+            m.d.comb += self._code.eq(Code.EXIT)
+        with m.Elif(self.verdict.protection):
+            m.d.comb += [self._code.eq(Code.FAULT), self._vector.eq(GP), self._has_code.eq(1),
+                         self._error_code.eq(0)]
 
     def _decide_instruction(self, m, rows, values):
         seen = set()  # symbols that this and earlier rows read: all must be known
@@ -305,9 +336,22 @@ class InstructionUnit(wiring.Component):
         m.d.comb += in_memory.eq(access & (self.mode == Mode.NON_ROOT))
 
         m.d.comb += self.w_word.eq(0)
+        self._left = Signal()  # all that a move to the host does in memory is done
+        got = Signal.like(self.word_wants)  # words of the event that have been read
+        self._event_words(m, got)
+        leaves = ~self._left & (self._code.matches(Code.EXIT, Code.ENTRY_FAILURE)) & (
+            self.pae | self.long_mode_fails | (self.fields.VM_EXIT_MSR_LOAD_COUNT != 0)
+            | ((self._code == Code.EXIT) & (self.fields.VM_EXIT_MSR_STORE_COUNT != 0)))
         with m.FSM():
             with m.State("EXECUTE"):
-                with m.If(self._valid & ~self._event & ~self._bus_error):
+                with m.If(self._valid & self._event & ~self._bus_error & (self._abort == 0)):
+                    with m.If((self.mode == Mode.NON_ROOT) & (self.word_wants & ~got).any()):
+                        m.next = "EVENT WORD"
+                    with m.Elif(leaves):
+                        m.next = "LEAVE"
+                    with m.Else():
+                        m.d.comb += self._finish.eq(free)
+                with m.Elif(self._valid & ~self._bus_error & (self._abort == 0)):
                     with m.If(self._needs_checks & ~self.checks.settled):
                         pass
                     with m.Elif(reads):
@@ -326,6 +370,8 @@ class InstructionUnit(wiring.Component):
                         m.next = "CLEAR"
                     with m.Elif(moves):
                         m.next = "STORE"
+                    with m.Elif(leaves):
+                        m.next = "LEAVE"
                     with m.Else():
                         m.d.comb += self._finish.eq(free)
                 with m.Elif(self._valid):
@@ -394,10 +440,117 @@ class InstructionUnit(wiring.Component):
                 m.d.comb += self.w_word.eq(self._number)
                 with m.If(self.done):
                     m.d.sync += self._moved.eq(1)
+            with m.State("EVENT WORD"):
+                missing = self.word_wants & ~got
+                for number in reversed(range(len(got))):
+                    with m.If(missing[number]):
+                        self._transfer(m, Command.READ, self.word_addresses[number])
+                with m.If(self.done & ~self.error):
+                    m.d.sync += got.eq(got | (missing & -missing))
+            self._leave(m)
         with m.If(self._finish):
             m.d.sync += [flag.eq(0) for flag in (
                 self._fetched, self._listed, self._moved, self._bus_error, self.list_failed,
-                position)]
+                self._left, got, position)]
+
+    def _event_words(self, m, got):
+        """Words that decide about the event; those that are not read count as 0."""
+        for number, symbol in enumerate(self.event_words.shape().members):
+            word = Signal(len(Value.cast(self.event_words[symbol])), name=f"word_{symbol}")
+            with m.If(self.done & ~got[number]):
+                m.d.sync += word.eq(self.word)
+            m.d.comb += self.event_words[symbol].eq(Mux(got[number], word, 0))
+
+    def _leave(self, m):
+        """What a move to the host does in memory before the commit: MSR lists, host PDPTEs.
+
+        The VM-exit MSR-store list is for VM exits only. Everything that goes wrong is a VMX abort.
+        """
+        fields = self.fields
+        code = Signal(3)      # of the VMX abort to come
+        position = Signal(32)  # entries of the list at hand that are done
+
+        def abort(number):
+            m.d.sync += code.eq(number)
+            m.next = "ABORT"
+
+        def loads():
+            with m.If(fields.VM_EXIT_MSR_LOAD_COUNT != 0):
+                m.next = "LOAD MSR"
+            with m.Else():
+                m.d.sync += self._left.eq(1)
+                m.next = "EXECUTE"
+
+        with m.State("LEAVE"):
+            m.d.comb += self.unstage.eq(1)
+            m.d.sync += position.eq(0)
+            m.next = "HOST"
+            with m.If((self._code == Code.EXIT) & (fields.VM_EXIT_MSR_STORE_COUNT != 0)):
+                m.next = "STORE MSR"
+        with m.State("STORE MSR"):
+            m.d.comb += [self.command.eq(Command.LIST_ENTRY), self.start.eq(1),
+                         self.address.eq(fields.VM_EXIT_MSR_STORE_ADDR + position * ENTRY_BYTES)]
+            with m.If(self.done):
+                with m.If(self.error):
+                    abort(MACHINE_CHECK)
+                with m.Elif(self.store_fails):
+                    abort(SAVE_GUEST_MSR)
+                with m.Else():
+                    m.next = "STORE MSR DATA"
+        with m.State("STORE MSR DATA"):
+            address = fields.VM_EXIT_MSR_STORE_ADDR + position * ENTRY_BYTES + WORD_BYTES
+            m.d.comb += [self.command.eq(Command.WRITE), self.start.eq(1),
+                         self.address.eq(address), self.w_word.eq(self.msr_value)]
+            with m.If(self.done):
+                m.d.sync += position.eq(position + 1)
+                m.next = "STORE MSR"
+                with m.If(self.error):
+                    abort(MACHINE_CHECK)
+                with m.Elif(position + 1 == fields.VM_EXIT_MSR_STORE_COUNT):
+                    m.d.sync += position.eq(0)
+                    m.next = "HOST"
+        with m.State("HOST"):
+            with m.If(self.long_mode_fails):
+                abort(NOT_LONG_MODE)
+            with m.Elif(self.pae):
+                m.next = "HOST PDPTES"
+            with m.Else():
+                loads()
+        with m.State("HOST PDPTES"):
+            m.d.comb += [self.command.eq(Command.FETCH), self.start.eq(1), self.host.eq(1)]
+            with m.If(self.done):
+                with m.If(self.error):
+                    abort(MACHINE_CHECK)
+                with m.Elif(self.pdptes_fail):
+                    abort(LOAD_HOST_PDPTE)
+                with m.Else():
+                    loads()
+        with m.State("LOAD MSR"):
+            m.d.comb += [self.command.eq(Command.LIST_ENTRY), self.start.eq(1),
+                         self.address.eq(fields.VM_EXIT_MSR_LOAD_ADDR + position * ENTRY_BYTES)]
+            with m.If(self.done):
+                m.d.sync += position.eq(position + 1)
+                with m.If(self.error):
+                    abort(MACHINE_CHECK)
+                with m.Elif(self.checks.list_fails):
+                    abort(LOAD_HOST_MSR)
+                with m.Else():
+                    m.d.comb += self.stage_stb.eq(1)
+                    with m.If(position + 1 == fields.VM_EXIT_MSR_LOAD_COUNT):
+                        m.d.sync += self._left.eq(1)
+                        m.next = "EXECUTE"
+        with m.State("ABORT"):
+            m.d.comb += [self.command.eq(Command.READ), self.start.eq(1),
+                         self.address.eq(self.current_vmcs)]
+            with m.If(self.done):
+                m.next = "ABORT INDICATOR"
+        with m.State("ABORT INDICATOR"):
+            m.d.comb += [self.command.eq(Command.WRITE), self.start.eq(1),
+                         self.address.eq(self.current_vmcs),
+                         self.w_word.eq(Cat(self.word[:32], code))]
+            with m.If(self.done):
+                m.d.sync += self._abort.eq(code)
+                m.next = "EXECUTE"
 
     def _transfer(self, m, command, address):
         """Hold a command until it is done; back to EXECUTE with what became of it."""
@@ -439,12 +592,13 @@ class InstructionUnit(wiring.Component):
         done = self._finish & ~self._bus_error & ~self._event
         succeeds = done & (code == Code.SUCCEED)
         exits = self._finish & ~self._bus_error & (code == Code.EXIT)
+        aborts = self._finish & (self._abort != 0) & (self.mode != Mode.ABORT)
         failure = done & (code == Code.ENTRY_FAILURE)
         m.d.comb += [
             self.enter.eq(done & (code == Code.ENTERED)),
             self.leave.eq(exits | failure),
-            self.save.eq(exits),
-            self.unstage.eq(self._finish),
+            self.save.eq(exits | (aborts & (self.mode == Mode.NON_ROOT))),
+            self.inform.eq(self.leave | aborts),
             self.error_stb.eq(done & (code == Code.FAIL_VALID) & ~self._in_memory),
             self.error_number.eq(self._number),
             self.w_data.eq(self._source),
@@ -453,26 +607,24 @@ class InstructionUnit(wiring.Component):
             self.eptp_index.eq(request.source[:16]),
             self.eptp_stb.eq(done & (code == Code.CONTINUE)),
             self.eptp_index_stb.eq(self.eptp_stb & self._value("PROC2_EPT_VIOLATION_VE")),
-            self.cause.eq(self._event_payload),
+            self.event.eq(self._event_payload), self.by_event.eq(self._event),
             self.store_launched.eq(self.launched & (operation != Operation.VMCLEAR)),
             self.moving.eq(succeeds & operation.matches(*POINTER_MOVERS)),
-            self.checked.eq(done & self._needs_checks),
+            self.checked.eq(done & self._needs_checks & (self.mode != Mode.ABORT)),
+            self.other.reason.eq(self._number),
+            self.other.qualification.eq(request.displacement),
+            self.other.length.eq(request.length),
+            self.other.information.eq(request.information),
         ]
-        with m.If(~self._event):
-            m.d.comb += [
-                Value.cast(self.cause).eq(0),
-                self.cause.reason.eq(self._number),
-                self.cause.qualification.eq(request.displacement),
-                self.cause.length.eq(request.length),
-                self.cause.information.eq(request.information),
-            ]
-            with m.If(self._row_code == Code.ENTRY_FAILURE):
-                m.d.comb += self.cause.qualification.eq(
-                    Mux(self.list_failed, self._position, self.checks.qualification))
+        with m.If(self._finish):
+            m.d.comb += self.unstage.eq(1)
+        with m.If(self._row_code == Code.ENTRY_FAILURE):
+            m.d.comb += self.other.qualification.eq(
+                Mux(self.list_failed, self._position, self.checks.qualification))
         for strobe, transition in [
             (succeeds & (operation == Operation.VMXON), Transition.VMXON),
             (succeeds & (operation == Operation.VMXOFF), Transition.VMXOFF),
-            (self.enter, Transition.ENTRY), (exits, Transition.EXIT),
+            (self.enter, Transition.ENTRY), (exits, Transition.EXIT), (aborts, Transition.ABORT),
         ]:
             with m.If(strobe):
                 m.d.comb += [self.strobe.eq(1), self.transition.eq(transition)]
@@ -503,15 +655,24 @@ class InstructionUnit(wiring.Component):
         m.d.comb += [
             response.code.eq(Mux(self._bus_error, Code.BUS_ERROR, self._code)),
             response.row.eq(self._row),
-            response.error.eq(self._number),
+            response.error.eq(Mux(self._abort != 0, self._abort, self._number)),
             response.vector.eq(self._vector),
             response.error_code.eq(self._error_code),
             response.has_code.eq(self._has_code),
-            response.value.eq(value),
+            response.value.eq(Mux(
+                self._event, self.event_value[:self._capabilities.natural_bits], value)),
             response.reason.eq(self.cause.reason),
-            response.qualification.eq(
-                self.cause.qualification[:self._capabilities.natural_bits]),
+            response.qualification.eq(self.qualification),
         ]
+        with m.If(self._event & (self._code == Code.NO_EXIT) & self.verdict.delivers
+                  & (self.mode == Mode.NON_ROOT)):
+            m.d.comb += response.delivery.eq(self.cause.interruption)
+        with m.Elif((self._code == Code.ENTERED) & self._value("VECTORING")):
+            m.d.comb += [
+                response.delivery.eq(self.fields.VM_ENTRY_INTR_INFO),
+                response.error_code.eq(self.fields.VM_ENTRY_EXCEPTION_ERROR_CODE),
+                response.length.eq(self.fields.VM_ENTRY_INSTRUCTION_LENGTH),
+            ]
         for port, mine in ((self.responses, ~self._event), (self.verdicts, self._event)):
             with m.If(port.ready):
                 m.d.sync += port.valid.eq(0)

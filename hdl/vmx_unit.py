@@ -9,10 +9,13 @@ from amaranth.lib.wiring import In, Out
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Mode
+from vmxswitch.spec.tables import expression
 
 from .commit import Commit
-from .entry_checker import EntryChecker
+from .entry_checker import PDPTES, EntryChecker
+from .exit_steps import ExitSteps
 from .exit_unit import ExitUnit
+from .expression import lower
 from .instruction_unit import InstructionUnit, Retired
 from .interface import (
     Event,
@@ -20,6 +23,7 @@ from .interface import (
     Response,
     control_layout,
     register_layout,
+    symbol_values,
     update_layout,
 )
 from .live_state import LiveState
@@ -57,6 +61,9 @@ class VmxUnit(wiring.Component):
         The running environment. Always one whole environment.
     updates : In(stream of :func:`~.interface.update_layout`)
         The core's own register writes; taken while no operation is being carried out.
+    ticks : In(32)
+        How often bit IA32_VMX_MISC[4:0] of the time-stamp counter changes at the next edge: the
+        VMX-preemption timer, register PREEMPTION_TIMER of ``live``, counts with it in the guest.
     mode : Out(Mode), resets to ``Mode.OFF``
         Present mode; changes at the same edge as ``live``.
     controls : Out(:func:`~.interface.control_layout`)
@@ -80,7 +87,7 @@ class VmxUnit(wiring.Component):
             "events": In(stream.Signature(Event)), "verdicts": Out(stream.Signature(Response)),
             "live": Out(register_layout(capabilities)),
             "updates": In(stream.Signature(update_layout(capabilities))),
-            "mode": Out(Mode), "controls": Out(control_layout(capabilities)),
+            "ticks": In(32), "mode": Out(Mode), "controls": Out(control_layout(capabilities)),
             "memory": Out(BusSignature()),
             "diagnosis": Out(len(self.rows)), "retired": Out(Retired),
         })
@@ -98,6 +105,7 @@ class VmxUnit(wiring.Component):
         m.submodules.live = live = LiveState(capabilities)
         m.submodules.checker = checker = EntryChecker(capabilities)
         m.submodules.exits = exits = ExitUnit(capabilities)
+        m.submodules.steps = steps = ExitSteps(capabilities)
         m.submodules.commit = commit = Commit(capabilities)
         m.submodules.memory = memory = MemoryUnit(capabilities)
         m.submodules.instructions = unit = InstructionUnit(capabilities)
@@ -114,9 +122,9 @@ class VmxUnit(wiring.Component):
         for symbol in control_layout(capabilities).members:
             m.d.comb += self.controls[symbol].eq(bank.fields[symbol])
 
-        for component in (checker, exits, commit, unit):
+        for component in (checker, exits, steps, commit, unit):
             m.d.comb += [component.fields.eq(bank.fields), component.live.eq(live.live)]
-        for component in (exits, commit, unit):
+        for component in (exits, steps, commit, unit):
             m.d.comb += component.mode.eq(mode.mode)
         m.d.comb += [mode.transition.eq(unit.transition), mode.strobe.eq(unit.strobe)]
 
@@ -139,18 +147,30 @@ class VmxUnit(wiring.Component):
                 checker.failing, Mux(unit.list_failed, checker.list_failing, 0)))
 
         # exits
-        m.d.comb += [exits.cause.eq(unit.cause), unit.exits.eq(exits.exits)]
+        m.d.comb += [
+            exits.event.eq(unit.event), exits.other.eq(unit.other),
+            exits.by_event.eq(unit.by_event), exits.words.eq(unit.event_words),
+            unit.word_wants.eq(exits.wants), unit.word_addresses.eq(exits.addresses),
+            unit.verdict.eq(exits.verdict), unit.event_value.eq(exits.value),
+            unit.cause.eq(exits.cause), unit.qualification.eq(exits.information.EXIT_QUALIFICATION),
+            steps.list_entry.eq(memory.list_entry), unit.msr_value.eq(steps.msr_value),
+            unit.store_fails.eq(steps.store_fails), unit.pae.eq(steps.pae),
+            unit.pdptes_fail.eq(steps.pdptes_fail), unit.long_mode_fails.eq(steps.long_mode_fails),
+        ]
 
         # commit
         m.d.comb += [
             commit.pdptes.eq(checker.pdptes), commit.exit.eq(unit.leave),
-            commit.exit_reason.eq(unit.cause.reason),
-            commit.exit_by_instruction.eq(exits.by_instruction),
+            commit.cause.eq(exits.cause), commit.by_instruction.eq(exits.by_instruction),
             commit.stage.eq(memory.list_entry), commit.stage_stb.eq(unit.stage_stb),
             commit.unstage.eq(unit.unstage),
             live.next.eq(commit.next), live.commit.eq(unit.enter | unit.leave),
             live.update_en.eq(~unit.busy),
+            live.ticks.eq(Mux(self._counts(bank, live, mode), self.ticks, 0)),
         ]
+        for name in PDPTES.members:
+            m.d.comb += [commit.host_pdptes[name].eq(memory.words[name]),
+                         steps.host_pdptes[name].eq(memory.words[name])]
 
         # bank
         transfer = memory.busy & (
@@ -175,9 +195,18 @@ class VmxUnit(wiring.Component):
             memory.cr3.eq(bank.fields.GUEST_CR3), memory.r_launched.eq(unit.store_launched),
             unit.w_launched.eq(memory.w_field[0]), unit.w_launched_stb.eq(memory.w_launched_stb),
         ]
+        with m.If(unit.host):
+            m.d.comb += [memory.wants.vtpr.eq(0), memory.wants.link.eq(0),
+                         memory.wants.pdptes.eq(1), memory.cr3.eq(bank.fields.HOST_CR3)]
         if "VIRTUAL_APIC_ADDR" in capabilities.fields:
             m.d.comb += memory.virtual_apic.eq(bank.fields.VIRTUAL_APIC_ADDR)
         return m
+
+    def _counts(self, bank, live, mode):
+        """Whether the VMX-preemption timer counts."""
+        values = symbol_values(self._capabilities, fields=bank.fields, live=live.live)
+        counts = self._capabilities.bind(expression("TIMER_COUNTS"))
+        return lower(counts, values) & (mode.mode == Mode.NON_ROOT)
 
     def _bank_load(self, m, bank, commit, exits, unit):
         """Fields that the unit itself writes: saved guest state, exit information, errors."""
@@ -185,7 +214,7 @@ class VmxUnit(wiring.Component):
         for number, symbol in enumerate(self._capabilities.fields):
             with m.If(unit.save & commit.saved_en[number]):
                 m.d.comb += bank.load_stb[number].eq(1)
-            with m.If(unit.leave & exits.information_en[number]):
+            with m.If(unit.inform & exits.information_en[number]):
                 m.d.comb += [bank.load[symbol].eq(exits.information[symbol]),
                              bank.load_stb[number].eq(1)]
             for name, strobe, value in [

@@ -392,6 +392,7 @@ class InstructionUnit(wiring.Component):
                 with m.If(self.done):
                     m.d.sync += position.eq(position + 1)
                     with m.If(self.error | self.checks.list_fails):
+                        m.d.comb += self.unstage.eq(1)
                         m.d.sync += [self._bus_error.eq(self.error),
                                      self.list_failed.eq(~self.error), self._listed.eq(1)]
                         m.next = "EXECUTE"

@@ -13,7 +13,14 @@ from vmxswitch.spec.operations import Mode
 
 from .entry_checker import PDPTES, ListEntry
 from .expression import lower
-from .interface import Event, cause_values, field_layout, register_layout, symbol_values
+from .interface import (
+    Event,
+    cause_values,
+    field_layout,
+    register_layout,
+    require_capabilities,
+    symbol_values,
+)
 
 __all__ = ["Commit"]
 
@@ -52,9 +59,7 @@ class Commit(wiring.Component):
         Constant: bit n is 1 if a VM exit saves field n.
     """
     def __init__(self, capabilities: Capabilities):
-        if not isinstance(capabilities, Capabilities):
-            raise TypeError(f"Commit wants Capabilities, not {capabilities!r}")
-        self._capabilities = capabilities
+        self._capabilities = require_capabilities(self, capabilities)
         fields, registers = field_layout(capabilities), register_layout(capabilities)
         super().__init__({
             "fields": In(fields), "live": In(registers),

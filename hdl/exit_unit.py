@@ -20,7 +20,14 @@ from vmxswitch.spec.tables import (
 )
 
 from .expression import lower
-from .interface import Event, cause_values, field_layout, register_layout, symbol_values
+from .interface import (
+    Event,
+    cause_values,
+    field_layout,
+    register_layout,
+    require_capabilities,
+    symbol_values,
+)
 
 __all__ = ["ExitUnit", "Verdict", "word_layout"]
 
@@ -63,18 +70,18 @@ class ExitUnit(wiring.Component):
     mode : In(Mode)
         Present mode; outside ``NON_ROOT`` the cause is a failed VM entry.
     verdict : Out(Verdict), value : Out(64)
-        About the event; what a guest's access reads, or writes to the register, if it does not exit.
+        About the event; what a guest's access reads, or writes to the register, if it does not
+        exit.
     cause : Out(Event)
-        What moves the processor to the host: the event, at a boundary the pending one, or ``other``.
+        What moves the processor to the host: the event, at a boundary the pending one, or
+        ``other``.
     by_instruction : Out(1)
         The reason is that of an instruction.
     information : Out(:func:`~.interface.field_layout`), information_en : Out(number of fields)
         Values of the fields that the move to the host writes, and which these are.
     """
     def __init__(self, capabilities: Capabilities):
-        if not isinstance(capabilities, Capabilities):
-            raise TypeError(f"Exit unit wants Capabilities, not {capabilities!r}")
-        self._capabilities = capabilities
+        self._capabilities = require_capabilities(self, capabilities)
         words = word_layout(capabilities)
         self._word_symbols = tuple(words.members)
         super().__init__({

@@ -9,7 +9,8 @@ from vmxswitch.spec.tables import INSTRUCTIONS
 
 __all__ = [
     "INSTRUCTION_ROWS", "Code", "Event", "Operation", "Request", "Response", "cause_values",
-    "control_layout", "field_layout", "register_layout", "symbol_values", "update_layout",
+    "control_layout", "field_layout", "register_layout", "require_capabilities", "symbol_values",
+    "update_layout",
 ]
 
 #: VMX instructions by number, in table order.
@@ -79,6 +80,13 @@ class Response(data.Struct):
     qualification: 64
 
 
+def require_capabilities(component, capabilities) -> Capabilities:
+    """The constructor's argument, if it is what it must be; else :exc:`TypeError`, by name."""
+    if not isinstance(capabilities, Capabilities):
+        raise TypeError(f"{type(component).__name__} wants Capabilities, not {capabilities!r}")
+    return capabilities
+
+
 def field_layout(capabilities: Capabilities) -> data.StructLayout:
     """Every VMCS field of the processor, in table order."""
     return data.StructLayout(
@@ -121,5 +129,3 @@ def symbol_values(capabilities: Capabilities, *, fields=None, live=None) -> dict
         values |= {row.symbol: Value.cast(live[name])
                    for name, row in capabilities.registers.items()}
     return values
-
-

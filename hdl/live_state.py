@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from vmxswitch.spec.capabilities import Capabilities
 
-from .interface import register_layout, update_layout
+from .interface import register_layout, require_capabilities, update_layout
 
 __all__ = ["LiveState"]
 
@@ -43,9 +43,7 @@ class LiveState(wiring.Component):
         Combinational: ``live`` may change at the next edge.
     """
     def __init__(self, capabilities: Capabilities):
-        if not isinstance(capabilities, Capabilities):
-            raise TypeError(f"Live state wants Capabilities, not {capabilities!r}")
-        self._capabilities = capabilities
+        self._capabilities = require_capabilities(self, capabilities)
         layout = register_layout(capabilities)
         super().__init__({
             "live": Out(layout), "next": In(layout), "commit": In(1),

@@ -12,10 +12,12 @@ from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.region import LAUNCH_OFFSET
 
 from .entry_checker import ListEntry, MemoryWords, Wants
+from .interface import require_capabilities
 
-__all__ = ["BusSignature", "Command", "MemoryUnit"]
+__all__ = ["ENTRY_BYTES", "BusSignature", "Command", "CommandSignature", "MemoryUnit"]
 
 VTPR_OFFSET = 0x80
+ENTRY_BYTES = 16  #: of an MSR list
 
 
 class BusSignature(wiring.Signature):
@@ -38,6 +40,18 @@ class Command(enum.Enum, shape=3):
     LIST_ENTRY = 3  # two words, to ``list_entry``
     LOAD = 4        # launch word and fields of a region, into the bank
     STORE = 5       # launch word and fields, out of the bank
+
+
+class CommandSignature(wiring.Signature):
+    """Commands to the memory unit, one at a time, as who gives them sees it.
+
+    ``start`` is held high, with the operands, until ``done``.
+    """
+    def __init__(self):
+        super().__init__({
+            "command": Out(Command), "address": Out(64), "w_word": Out(64), "start": Out(1),
+            "done": In(1), "error": In(1), "word": In(64),
+        })
 
 
 class MemoryUnit(wiring.Component):
@@ -72,8 +86,7 @@ class MemoryUnit(wiring.Component):
         Value read; strobes for the field ``number`` and for the launch state (bit 0).
     """
     def __init__(self, capabilities: Capabilities):
-        if not isinstance(capabilities, Capabilities):
-            raise TypeError(f"Memory unit wants Capabilities, not {capabilities!r}")
+        require_capabilities(self, capabilities)
         self._field_count = len(capabilities.fields)
         super().__init__({
             "bus": Out(BusSignature()),

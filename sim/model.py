@@ -215,16 +215,17 @@ class Model:
             "FIRST_BOUNDARY": int(boundary.first), "PENDING_NMI": int(boundary.nmi),
             "PENDING_INTERRUPT": int(boundary.interrupt), "PENDING_INIT": int(boundary.init),
             "PENDING_SIPI": int(boundary.sipi), "PENDING_VECTOR": boundary.vector}
-        for rules in self._rules.boundary:
+        for candidate in self._rules.boundary:
             inputs = Inputs(self, **pending)
-            if not rules.pending(inputs):
+            if not candidate.pending(inputs):
                 continue
-            inputs.cause(Event(rules.row.reason, rules.qualification(inputs),
-                               interruption=rules.interruption(inputs)))
+            reason = candidate.row.reason
+            inputs.cause(Event(reason, candidate.qualification(inputs),
+                               interruption=candidate.interruption(inputs)))
             self._read_words(inputs)
-            if self._rules.events[rules.row.reason].exits(inputs):
+            if self._rules.events[reason].exits(inputs):
                 return self._exit("", inputs)
-            if rules.row.delivers:
+            if candidate.row.delivers:
                 return Answer(
                     Outcome.NO_EXIT, delivery=Delivery(inputs["CAUSE_INTERRUPTION"]))
         return Answer(Outcome.NO_EXIT)

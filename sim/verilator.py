@@ -16,7 +16,7 @@ from pathlib import Path
 from amaranth.hdl import Shape, unsigned
 
 from vmxswitch.hdl import interface
-from vmxswitch.hdl.instruction_unit import Retired
+from vmxswitch.hdl.sequencer import Retired
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import (
     Answer,

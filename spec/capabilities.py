@@ -75,6 +75,8 @@ class Capabilities:
         MSRs that an MSR-load list may load and the rule, of :data:`WRMSR_RULES`, for their data.
     debugctl_bits, perf_global_ctrl_bits : int
         Bits of IA32_DEBUGCTL and IA32_PERF_GLOBAL_CTRL that are not reserved.
+    resident_vmcss : int
+        How many VMCSs the processor holds at a time, 1 to 16.
 
     Raises
     ------
@@ -89,6 +91,7 @@ class Capabilities:
     wrmsr_rules: Mapping[int, str]
     debugctl_bits: int = 0x7FC3
     perf_global_ctrl_bits: int = 0x7_0000_000F
+    resident_vmcss: int = 1
 
     def __post_init__(self):
         if not 32 <= self.physical_address_width <= 52:
@@ -97,6 +100,9 @@ class Capabilities:
         if self.linear_address_width not in (32, 48, 57):
             raise UsageError(f"{self.name}: linear-address width {self.linear_address_width!r} "
                              "is not 32, 48 or 57")
+        if not 1 <= self.resident_vmcss <= 16:
+            raise UsageError(f"{self.name}: {self.resident_vmcss!r} resident VMCSs; there can be "
+                             "1 to 16")
         for index, rule in self.wrmsr_rules.items():
             if rule not in WRMSR_RULES:
                 raise UsageError(f"{self.name}: no WRMSR rule {rule!r} (MSR {index:#x}); "

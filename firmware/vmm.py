@@ -185,7 +185,7 @@ class _Run:
         port.reset()
         port.write_registers(plan.start)
         for region in (plan.vmxon_region, plan.vmcs_region):
-            port.write_memory(region, 4, plan.capabilities.msr("IA32_VMX_BASIC") & 0x7FFF_FFFF)
+            port.write_memory(region, 4, plan.capabilities.revision)
         self._before = port.read_registers()
         first_cycle, previous = port.cycle, port.watcher
 

@@ -28,7 +28,7 @@ class ExitSteps(wiring.Component):
     """Goes through the VM-exit MSR-store list, the host's PDPTEs and the VM-exit MSR-load list.
 
     Everything that goes wrong, an error of memory included, ends in a VMX abort, whose indicator it
-    writes. Nothing has gone live by then.
+    writes unless memory fails there too. Nothing has gone live by then.
 
     Parameters
     ----------
@@ -197,6 +197,9 @@ class ExitSteps(wiring.Component):
                 command(Command.READ, self.current_vmcs)
                 with m.If(memory.done):
                     m.next = "INDICATE"
+                    with m.If(memory.error):
+                        m.d.comb += [self.done.eq(1), self.abort.eq(code)]
+                        m.next = "IDLE"
             with m.State("INDICATE"):
                 command(Command.WRITE, self.current_vmcs, Cat(memory.word[:32], code))
                 with m.If(memory.done):

@@ -3,12 +3,12 @@
 Source: Intel SDM vol. 3C, "VMX Instruction Reference" and "VM Entries".
 """
 
-from amaranth import Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from vmxswitch.spec import expression as ir
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.expression import Const, symbols
 from vmxswitch.spec.operations import NO_VMCS, Mode
 from vmxswitch.spec.tables import INSTRUCTIONS, SYMBOLS, expression
 
@@ -69,8 +69,8 @@ class InstructionUnit(wiring.Component):
         The instruction at hand.
     fields, live, mode : In
         The current VMCS, the running environment and the present mode.
-    current_vmcs, vmxon_pointer : In(64), launched, shadow : In(1)
-        From the VMCS pointers.
+    current_vmcs, vmxon_pointer : In(64), launched, shadow, resident, slot_shadow : In(1)
+        From the VMCS pointers; the last two about the pointer in ``request``.
     word : In(64)
         What has been read from ``word_address``.
     failures : In(Failures)
@@ -90,6 +90,7 @@ class InstructionUnit(wiring.Component):
             "request": In(Request), "fields": In(field_layout(capabilities)),
             "live": In(register_layout(capabilities)), "mode": In(Mode),
             "current_vmcs": In(64), "vmxon_pointer": In(64), "launched": In(1), "shadow": In(1),
+            "resident": In(1), "slot_shadow": In(1),
             "word": In(64), "failures": In(Failures),
             "decision": Out(Decision), "word_address": Out(64), "select": Out(FieldSelect),
             "source": Out(64), "wide": Out(1),
@@ -119,6 +120,7 @@ class InstructionUnit(wiring.Component):
     def _values(self, operand):
         """Values of the symbols that conditions read."""
         request, failures = self.request, self.failures
+        as_loaded = Cat(Const(self._capabilities.revision, 31), self.slot_shadow)
         return symbol_values(self._capabilities, fields=self.fields, live=self.live) | {
             "IN_VMX": self.mode != Mode.OFF, "NON_ROOT": self.mode == Mode.NON_ROOT,
             "CURRENT_VMCS": self.current_vmcs, "VMXON_POINTER": self.vmxon_pointer,
@@ -129,7 +131,7 @@ class InstructionUnit(wiring.Component):
             "DESCRIPTOR_LOW": request.source, "DESCRIPTOR_HIGH": request.source_high,
             "EAX": request.operand[:32], "ECX": request.source[:32],
             "FIELD_EXISTS": self.select.exists,
-            "REGION_WORD": self.word[:32], "LIST_EPTP": self.word,
+            "REGION_WORD": Mux(self.resident, as_loaded, self.word[:32]), "LIST_EPTP": self.word,
             "BITMAP_BIT": self.word.bit_select(operand[:6], 1),
             "CONTROLS_FAIL": failures.controls, "HOST_FAILS": failures.host,
             "GUEST_FAILS": failures.guest, "MSR_LOAD_FAILS": failures.list,
@@ -152,11 +154,11 @@ class InstructionUnit(wiring.Component):
         first = True
         for row in rows:
             condition = self._capabilities.bind(row.condition)
-            seen |= symbols(condition)
-            if condition == Const(1, 0):
+            seen |= ir.symbols(condition)
+            if condition == ir.Const(1, 0):
                 continue
             branch = m.If(lower(condition, values)) if first else (
-                m.Else() if condition == Const(1, 1) else m.Elif(lower(condition, values)))
+                m.Else() if condition == ir.Const(1, 1) else m.Elif(lower(condition, values)))
             first = False
             with branch:
                 m.d.comb += [
@@ -166,15 +168,21 @@ class InstructionUnit(wiring.Component):
                     self.decision.needs_list.eq("MSR_LOAD_FAILS" in seen),
                     *self._outcome(row),
                 ]
-            if condition == Const(1, 1):
+            if condition == ir.Const(1, 1):
                 break
 
     def _needs_word(self, seen, values):
-        """A bitmap is read in the guest only, and for encodings that have a bit in it."""
+        """Whether the rows read memory.
+
+        A region's first word is not read while its VMCS is resident; a bitmap is read in the guest
+        only, and for encodings that have a bit in it.
+        """
         read = [name for name in seen if name in SYMBOLS and SYMBOLS[name].source == "memory"]
         if "BITMAP_BIT" in read:
             return lower(self._capabilities.bind(expression(
                 "NON_ROOT and PROC2_VMCS_SHADOWING and ENCODING[63:15] == 0")), values)
+        if "REGION_WORD" in read:
+            return ~self.resident
         return bool(read)
 
     def _outcome(self, row):

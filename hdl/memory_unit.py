@@ -14,16 +14,20 @@ from vmxswitch.spec.region import LAUNCH_OFFSET
 from .entry_checker import ListEntry, MemoryWords, Wants
 from .interface import require_capabilities
 
-__all__ = ["ENTRY_BYTES", "BusSignature", "Command", "CommandSignature", "MemoryUnit"]
+__all__ = [
+    "BUS_TIMEOUT_CYC", "ENTRY_BYTES", "BusSignature", "Command", "CommandSignature", "MemoryUnit",
+]
 
 VTPR_OFFSET = 0x80
-ENTRY_BYTES = 16  #: of an MSR list
+ENTRY_BYTES = 16        #: of an MSR list
+BUS_TIMEOUT_CYC = 1000  #: cycles; many times what memory and its arbiters need
 
 
 class BusSignature(wiring.Signature):
     """Wishbone B4, classic cycles, 64-bit data; ``adr`` counts 64-bit words.
 
-    ``cyc`` and ``stb`` stay high until ``ack`` or ``err``; one transfer per ``ack``.
+    ``cyc`` and ``stb`` stay high until ``ack`` or ``err``, or until the initiator gives up; one
+    transfer per ``ack``.
     """
     def __init__(self):
         super().__init__({
@@ -61,6 +65,9 @@ class MemoryUnit(wiring.Component):
     ----------
     capabilities : Capabilities
         The processor; its fields make up a region.
+    timeout_cyc : int
+        A transfer that has had neither ``ack`` nor ``err`` in so many cycles counts as answered
+        with ``err``; 1 or more.
 
     Members
     -------
@@ -73,7 +80,8 @@ class MemoryUnit(wiring.Component):
     done : Out(1)
         High for one cycle when the command is complete or a transfer ended in an error.
     error : Out(1)
-        Together with ``done``: memory answered with ``err``; the command was given up there.
+        Together with ``done``: memory answered with ``err`` or not in time; the command was given
+        up there.
     wants : In(Wants), virtual_apic, link, cr3 : In(64)
         For FETCH: which words, and the VMCS fields that say where.
     word : Out(64), words : Out(MemoryWords), list_entry : Out(ListEntry)
@@ -85,8 +93,11 @@ class MemoryUnit(wiring.Component):
     w_field : Out(64), w_field_stb : Out(1), w_launched_stb : Out(1)
         Value read; strobes for the field ``number`` and for the launch state (bit 0).
     """
-    def __init__(self, capabilities: Capabilities):
+    def __init__(self, capabilities: Capabilities, *, timeout_cyc: int = BUS_TIMEOUT_CYC):
         require_capabilities(self, capabilities)
+        if not isinstance(timeout_cyc, int) or timeout_cyc < 1:
+            raise ValueError(f"MemoryUnit wants a timeout of 1 cycle or more, not {timeout_cyc!r}")
+        self._timeout_cyc = timeout_cyc
         self._field_count = len(capabilities.fields)
         super().__init__({
             "bus": Out(BusSignature()),
@@ -106,7 +117,9 @@ class MemoryUnit(wiring.Component):
         offset = Signal(64)  # byte address of this step's word
         done = Signal()
         failed = Signal()
-        answered = self.bus.ack | self.bus.err
+        waited = Signal(range(self._timeout_cyc))  # cycles that this transfer has taken
+        refused = self.bus.err | (~self.bus.ack & (waited == self._timeout_cyc - 1))
+        answered = self.bus.ack | refused
 
         m.d.comb += [
             wanted.eq(1),
@@ -144,10 +157,11 @@ class MemoryUnit(wiring.Component):
         m.d.sync += [done.eq(0), failed.eq(0)]
         with m.If(self.busy):
             m.d.comb += [self.bus.cyc.eq(wanted), self.bus.stb.eq(wanted)]
+            m.d.sync += waited.eq(waited + 1)
             with m.If(answered | ~wanted):
-                m.d.sync += step.eq(step + 1)
-                with m.If((step == last) | (wanted & self.bus.err)):
-                    m.d.sync += [self.busy.eq(0), done.eq(1), failed.eq(wanted & self.bus.err)]
+                m.d.sync += [step.eq(step + 1), waited.eq(0)]
+                with m.If((step == last) | (wanted & refused)):
+                    m.d.sync += [self.busy.eq(0), done.eq(1), failed.eq(wanted & refused)]
             with m.If(wanted & self.bus.ack & ~self.bus.err):
                 self._capture(m, step)
         with m.Elif(self.start & ~done):

@@ -40,14 +40,16 @@ POINTER_MOVERS = (Operation.VMXON, Operation.VMXOFF, Operation.VMPTRLD, Operatio
 
 class Retired(data.Struct):
     """An operation that has just ended."""
-    valid:       1  # high for one cycle
-    event:       1  # it was a guest event, else an instruction
-    operation:   Operation
-    row:         range(len(INSTRUCTION_ROWS))
-    code:        Code
-    mode_before: Mode
-    checked:     1  # it came to the entry checks
-    commit:      1  # ``live`` changed owner or went back to the host
+    valid:        1   # high for one cycle
+    event:        1   # it was a guest event, else an instruction
+    operation:    Operation
+    row:          range(len(INSTRUCTION_ROWS))
+    code:         Code
+    mode_before:  Mode
+    checked:      1   # it came to the entry checks
+    commit:       1   # ``live`` changed owner or went back to the host
+    launched:     1   # launch state of the VMCS that is current now; shown at all times
+    current_vmcs: 64  # pointer of it, all ones if there is none; shown at all times
 
 
 class Sequencer(wiring.Component):
@@ -115,7 +117,7 @@ class Sequencer(wiring.Component):
     eptp : Out(64), eptp_stb : Out(1), eptp_index : Out(16), eptp_index_stb : Out(1)
         VMFUNC EPTP switching: fields to write at the next edge.
     retired : Out(Retired)
-        Registered: the operation that ended at the last edge.
+        The operation that ended at the last edge.
     """
     def __init__(self, capabilities: Capabilities):
         self._capabilities = require_capabilities(self, capabilities)
@@ -223,7 +225,8 @@ class Sequencer(wiring.Component):
         loads, clears = operation == Operation.VMPTRLD, operation == Operation.VMCLEAR
         leaves = ~self._left & self.leave_needed & self._code.matches(
             Code.EXIT, Code.ENTRY_FAILURE)
-        m.d.comb += self.pointer.eq(self.request.operand)
+        m.d.comb += self.pointer.eq(Mux(
+            decision.shadow, self.fields.VMCS_LINK_POINTER, self.request.operand))
         with m.FSM():
             with m.State("EXECUTE"):
                 with m.If(self.busy & (self._bus_error | (self._abort != 0))):
@@ -246,6 +249,9 @@ class Sequencer(wiring.Component):
                     with m.Elif(decision.needs_list & ~self._listed
                                 & (self.fields.VM_ENTRY_MSR_LOAD_COUNT != 0)):
                         m.next = "LIST"
+                    with m.Elif(~self._moved & decision.shadow & (succeeds | fails)
+                                & self.resident):
+                        m.next = "FLUSH"
                     with m.Elif(~self._moved & decision.shadow & fails):
                         m.next = "SHADOW ERROR"
                     with m.Elif(~self._moved & decision.shadow & succeeds):
@@ -335,10 +341,17 @@ class Sequencer(wiring.Component):
                     m.next = "EXECUTE"
 
     def _shadow_access(self, m):
-        """The guest's VMREAD, VMWRITE, and VMfail of them, in its shadow VMCS in memory."""
+        """The guest's VMREAD, VMWRITE, and VMfail of them, in its shadow VMCS in memory.
+
+        If that one is resident it goes to memory first.
+        """
         fields = self._capabilities.fields
         base = self.fields.VMCS_LINK_POINTER + FIELDS_OFFSET
         address = base + self.select.number * WORD_BYTES
+        with m.State("FLUSH"):
+            self._transfer(m, Command.STORE, self.slot_pointer)
+            with m.If(self.memory.done & ~self.memory.error):
+                m.d.comb += [self.change.eq(Change.FREE), self.change_stb.eq(1)]
         with m.State("SHADOW READ"):
             self._transfer(m, Command.READ, address)
             with m.If(self.memory.done):
@@ -452,13 +465,19 @@ class Sequencer(wiring.Component):
                 m.d.sync += port.valid.eq(0)
             with m.If(self._finish & mine):
                 m.d.sync += [port.valid.eq(1), port.p.eq(response)]
+        ended = Signal(Retired)
         m.d.sync += [
-            self.retired.valid.eq(self._finish),
-            self.retired.event.eq(self.by_event),
-            self.retired.operation.eq(operation),
-            self.retired.row.eq(self.decision.row),
-            self.retired.code.eq(response.code),
-            self.retired.mode_before.eq(self.mode),
-            self.retired.checked.eq(self.checked),
-            self.retired.commit.eq(self.enter | self.leave),
+            ended.valid.eq(self._finish),
+            ended.event.eq(self.by_event),
+            ended.operation.eq(operation),
+            ended.row.eq(self.decision.row),
+            ended.code.eq(response.code),
+            ended.mode_before.eq(self.mode),
+            ended.checked.eq(self.checked),
+            ended.commit.eq(self.enter | self.leave),
+        ]
+        m.d.comb += [
+            self.retired.eq(ended),
+            self.retired.launched.eq(self.launched),
+            self.retired.current_vmcs.eq(self.current_vmcs),
         ]

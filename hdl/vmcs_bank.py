@@ -1,10 +1,11 @@
-"""VMCS register bank: every field of the resident VMCS in flip-flops.
+"""VMCS register bank: every field of the resident VMCSs.
 
 Facts: vmcs_fields.csv; instructions.csv rows VMREAD.7 and VMWRITE.8 for widths and high halves.
 """
 
 from amaranth import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from vmxswitch.spec.capabilities import Capabilities
@@ -23,17 +24,23 @@ class FieldSelect(data.Struct):
 
 
 class VmcsBank(wiring.Component):
-    """All fields of the resident VMCS: readable whole, writable one by one or many at an edge.
+    """All fields of a resident VMCS: readable whole, writable one by one or many at an edge.
+
+    One VMCS is held in flip-flops. Several are held in a small memory for each field, one word per
+    slot, with an asynchronous read port, as FPGAs build from look-up tables (distributed RAM).
 
     Parameters
     ----------
     capabilities : Capabilities
-        The processor; decides which fields exist and how wide they are.
+        The processor; decides which fields exist, how wide they are, and how many slots there are.
 
     Members
     -------
-    fields : Out(:func:`~.interface.field_layout`), resets to 0
-        Present values.
+    slot : In(range(slots))
+        Slot that is read and written.
+    fields : Out(:func:`~.interface.field_layout`)
+        Combinational in ``slot``: its present values. All are 0 until they are written; several
+        slots keep what they hold over a reset.
     select : In(FieldSelect)
         Field for ``r_data`` and for ``w_stb``.
     r_data : Out(64)
@@ -54,7 +61,8 @@ class VmcsBank(wiring.Component):
         self._capabilities = require_capabilities(self, capabilities)
         layout = field_layout(capabilities)
         super().__init__({
-            "fields": Out(layout), "select": In(FieldSelect), "r_data": Out(64),
+            "slot": In(range(capabilities.resident_vmcss)), "fields": Out(layout),
+            "select": In(FieldSelect), "r_data": Out(64),
             "w_data": In(64), "w_stb": In(1), "load": In(layout),
             "load_stb": In(len(capabilities.fields)), "changing": Out(1),
         })
@@ -84,13 +92,29 @@ class VmcsBank(wiring.Component):
             self.changing.eq(self.w_stb | self.load_stb.any()),
         ]
         for number, (symbol, row) in enumerate(self._capabilities.fields.items()):
-            value = self.fields[symbol]
+            value, following, write = self.fields[symbol], Signal(len(self.load[symbol])), Signal()
+            m.d.comb += write.eq(
+                self.load_stb[number] | (self.w_stb & (self.select.number == number)))
             with m.If(self.load_stb[number]):
-                m.d.sync += value.eq(self.load[symbol])
-            with m.Elif(self.w_stb & (self.select.number == number)):
+                m.d.comb += following.eq(self.load[symbol])
+            with m.Else():
+                m.d.comb += following.eq(self.w_data)
                 if row.width_class == "64":
-                    high = Cat(value[:32], self.w_data[:32])
-                    m.d.sync += value.eq(Mux(self.select.high, high, self.w_data))
-                else:
-                    m.d.sync += value.eq(self.w_data)
+                    with m.If(self.select.high):
+                        m.d.comb += following.eq(Cat(value[:32], self.w_data[:32]))
+            if self._capabilities.resident_vmcss == 1:
+                with m.If(write):
+                    m.d.sync += value.eq(following)
+            else:
+                self._remember(m, symbol, value, following, write)
         return m
+
+    def _remember(self, m, symbol, value, following, write):
+        """The memory of one field."""
+        slots = self._capabilities.resident_vmcss
+        m.submodules[symbol] = memory = Memory(shape=len(following), depth=slots, init=[])
+        writer, reader = memory.write_port(), memory.read_port(domain="comb")
+        m.d.comb += [
+            writer.addr.eq(self.slot), writer.data.eq(following), writer.en.eq(write),
+            reader.addr.eq(self.slot), value.eq(reader.data),
+        ]

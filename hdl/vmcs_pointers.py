@@ -53,7 +53,7 @@ class VmcsPointers(wiring.Component):
     change : In(Change), strobe : In(1)
         What happens at the next edge if ``strobe`` is high.
     w_shadow : In(1)
-        For LOAD: shadow indicator of the VMCS at ``pointer``.
+        For LOAD of a VMCS that is not resident: its shadow indicator.
     w_launched : In(1), w_launched_stb : In(1)
         Launch state for ``slot``, from the region that is being loaded.
     current : Out(range(slots))
@@ -119,10 +119,11 @@ class VmcsPointers(wiring.Component):
                         m.d.sync += self.vmxon_pointer.eq(self.pointer)
                 with m.Case(Change.LOAD):
                     m.d.sync += [
-                        here.used.eq(1), here.shadow.eq(self.w_shadow),
-                        here.page.eq(self.pointer[PAGE_BITS:self._address_bits]),
+                        here.used.eq(1), here.page.eq(self.pointer[PAGE_BITS:self._address_bits]),
                         has_current.eq(1), self.current.eq(self.slot),
                     ]
+                    with m.If(~self.resident):
+                        m.d.sync += here.shadow.eq(self.w_shadow)
                 with m.Case(Change.FREE, Change.EVICT):
                     m.d.sync += here.used.eq(0)
                     with m.If(self.slot == self.current):

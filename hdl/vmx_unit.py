@@ -3,7 +3,7 @@
 This is the only public face of the core; the other components of this folder are its parts.
 """
 
-from amaranth import Cat, Module, Mux
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -28,7 +28,7 @@ from .interface import (
     update_layout,
 )
 from .live_state import LiveState
-from .memory_unit import BusSignature, Command, MemoryUnit
+from .memory_unit import BUS_TIMEOUT_CYC, BusSignature, Command, MemoryUnit
 from .mode_controller import ModeController
 from .sequencer import Retired, Sequencer
 from .vmcs_bank import VmcsBank
@@ -49,6 +49,8 @@ class VmxUnit(wiring.Component):
     ----------
     capabilities : Capabilities
         The processor that the unit is built for: a preset or a profile.
+    bus_timeout_cyc : int
+        A transfer that memory has not answered in so many cycles counts as failed.
 
     Members
     -------
@@ -70,8 +72,9 @@ class VmxUnit(wiring.Component):
     mode : Out(Mode), resets to ``Mode.OFF``
         Present mode; changes at the same edge as ``live``.
     controls : Out(:func:`~.interface.control_layout`)
-        Control area of the resident VMCS: what the core itself acts on in the guest, such as
-        EPT_POINTER, VPID, TSC_OFFSET and the event to inject.
+        Control area of the current VMCS: what the core itself acts on in the guest, such as
+        EPT_POINTER, VPID, TSC_OFFSET and the event to inject. With several resident VMCSs it is
+        not defined while VMPTRLD, VMCLEAR, VMREAD or VMWRITE is being carried out.
     memory : Out(BusSignature)
         Wishbone initiator to physical memory.
     diagnosis : Out(number of rows)
@@ -79,8 +82,9 @@ class VmxUnit(wiring.Component):
     retired : Out(Retired)
         For formal properties, waves and tests: each operation in the cycle after it ended.
     """
-    def __init__(self, capabilities: Capabilities):
+    def __init__(self, capabilities: Capabilities, *, bus_timeout_cyc: int = BUS_TIMEOUT_CYC):
         self._capabilities = require_capabilities(self, capabilities)
+        self._bus_timeout_cyc = bus_timeout_cyc
         #: Checks of this unit, in the order of the bits of ``diagnosis``.
         self.rows = (*capabilities.state_checks, *capabilities.list_checks)
         super().__init__({
@@ -108,7 +112,8 @@ class VmxUnit(wiring.Component):
         m.submodules.exits = exits = ExitUnit(capabilities)
         m.submodules.steps = steps = ExitSteps(capabilities)
         m.submodules.commit = commit = Commit(capabilities)
-        m.submodules.memory = memory = MemoryUnit(capabilities)
+        m.submodules.memory = memory = MemoryUnit(
+            capabilities, timeout_cyc=self._bus_timeout_cyc)
         m.submodules.pointers = pointers = VmcsPointers(capabilities)
         m.submodules.instructions = instructions = InstructionUnit(capabilities)
         m.submodules.sequencer = sequencer = Sequencer(capabilities)
@@ -171,6 +176,8 @@ class VmxUnit(wiring.Component):
             sequencer.resident.eq(pointers.resident), sequencer.occupied.eq(pointers.occupied),
             sequencer.slot_pointer.eq(pointers.slot_pointer),
             sequencer.slot_launched.eq(pointers.slot_launched),
+            sequencer.launched.eq(pointers.launched), instructions.resident.eq(pointers.resident),
+            instructions.slot_shadow.eq(pointers.slot_shadow),
         ]
 
         # exits
@@ -187,7 +194,12 @@ class VmxUnit(wiring.Component):
             sequencer.leave_abort.eq(steps.abort),
         ]
 
-        # commit
+        # commit; while a region is transferred the bank may show another VMCS than the current one
+        transfer = memory.busy & (
+            (memory.command == Command.LOAD) | (memory.command == Command.STORE))
+        counts, counted = Signal(), Signal()
+        m.d.comb += counts.eq(Mux(transfer, counted, self._counts(bank, live, mode)))
+        m.d.sync += counted.eq(counts)
         m.d.comb += [
             commit.pdptes.eq(checker.pdptes), commit.exit.eq(sequencer.leave),
             commit.cause.eq(exits.cause), commit.by_instruction.eq(exits.by_instruction),
@@ -196,7 +208,7 @@ class VmxUnit(wiring.Component):
             commit.unstage.eq(sequencer.unstage | steps.unstage),
             live.next.eq(commit.next), live.commit.eq(sequencer.enter | sequencer.leave),
             live.update_en.eq(~sequencer.busy),
-            live.ticks.eq(Mux(self._counts(bank, live, mode), self.ticks, 0)),
+            live.ticks.eq(Mux(counts, self.ticks, 0)),
         ]
         for name in PDPTES.members:
             m.d.comb += [commit.host_pdptes[name].eq(memory.words[name]),
@@ -206,12 +218,11 @@ class VmxUnit(wiring.Component):
         m.d.comb += [
             bank.select.eq(instructions.select), bank.w_data.eq(sequencer.w_data),
             bank.w_stb.eq(sequencer.w_stb), sequencer.r_data.eq(bank.r_data),
-            memory.r_field.eq(bank.r_data),
+            memory.r_field.eq(bank.r_data), bank.slot.eq(pointers.current),
         ]
-        transfer = memory.busy & (
-            (memory.command == Command.LOAD) | (memory.command == Command.STORE))
         with m.If(transfer):
             m.d.comb += [
+                bank.slot.eq(pointers.slot),
                 bank.select.number.eq(memory.number), bank.select.high.eq(0),
                 bank.w_data.eq(memory.w_field), bank.w_stb.eq(memory.w_field_stb),
             ]

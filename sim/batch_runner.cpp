@@ -5,7 +5,6 @@
 #include <cstring>
 #include <memory>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "Vvmx_unit.h"
@@ -33,14 +32,14 @@ template <std::size_t N> void get(const VlWide<N> &port, uint32_t *words) {
 
 enum Kind : uint32_t {
     REQUEST, EVENT, UPDATE, WRITE_MEMORY, READ_MEMORY, LOOK, FAULT, RESET, TIMING,
-    IDLE, SHOW, TIME
+    IDLE, SHOW, TIME, MEND
 };
 
 struct Machine {
     VerilatedContext context;
     Vvmx_unit top{&context};
     std::unordered_map<uint64_t, uint64_t> memory; // 64-bit words by word address
-    std::unordered_set<uint64_t> faults;           // word addresses that answer with an error
+    std::unordered_map<uint64_t, bool> faults;     // by word address: answers never, else in error
     uint64_t cycle = 0;
     bool back_to_back = true;  // offer a request before the one before it is answered
     uint32_t bus_wait_cyc = 0; // memory's answer comes so much later
@@ -122,35 +121,36 @@ struct Machine {
 #ifdef VMX_WAVES
         if (recording) record();
 #endif
+        const uint64_t address = top.memory_adr, data = top.memory_dat_w;
         bool transfer = top.memory_stb && !top.memory_ack && !top.memory_err;
-        if (transfer && bus_waited < bus_wait_cyc) {
+        const auto fault = transfer ? faults.find(address) : faults.end();
+        const bool fails = fault != faults.end();
+        if (fails && fault->second) {
+            transfer = false;
+        } else if (transfer && bus_waited < bus_wait_cyc) {
             ++bus_waited;
             transfer = false;
         } else if (transfer) {
             bus_waited = 0;
         }
-        const uint64_t address = top.memory_adr, data = top.memory_dat_w;
         const bool write = top.memory_we;
         top.clk = 1;
         top.eval();
-        bool fails = false;
-        if (transfer) {
-            fails = faults.count(address);
-            if (!fails && write) {
-                memory[address] = data;
-            } else if (!fails) {
-                const auto word = memory.find(address);
-                top.memory_dat_r = word == memory.end() ? 0 : word->second;
-            }
+        if (transfer && !fails && write) {
+            memory[address] = data;
+        } else if (transfer && !fails) {
+            const auto word = memory.find(address);
+            top.memory_dat_r = word == memory.end() ? 0 : word->second;
         }
         top.memory_ack = transfer && !fails;
-        top.memory_err = fails;
+        top.memory_err = transfer && fails;
         ++cycle;
     }
 
     // What every result holds.
     void look(uint32_t *result) {
         result[MODE_AT] = top.mode;
+        get(top.retired, result + RETIRED_AT);
         get(top.live, result + LIVE_AT);
     }
 };
@@ -182,7 +182,6 @@ uint32_t exchange(Machine &machine, const uint32_t *record, uint32_t count, uint
             if constexpr (REQUESTS) get(top.responses_payload, row + RESPONSE_AT);
             else get(top.verdicts_payload, row + RESPONSE_AT);
             row[CYCLES_AT] = machine.cycle - accepted[answers % 2];
-            get(top.retired, row + RETIRED_AT);
             get(top.diagnosis, row + DIAGNOSIS_AT);
             machine.look(row);
         }
@@ -337,7 +336,10 @@ uint32_t vmx_run(void *handle, const uint32_t *record, uint32_t count, uint32_t 
             machine.show();
             break;
         case FAULT:
-            machine.faults.insert(address >> 3);
+            machine.faults[address >> 3] = value;
+            break;
+        case MEND:
+            machine.faults.clear();
             break;
         case RESET:
             machine.reset();

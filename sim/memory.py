@@ -1,6 +1,9 @@
-"""Physical memory of a simulated processor."""
+"""Physical memory of a simulated processor, and what the unit's transfers meet there."""
 
-__all__ = ["Memory"]
+from collections.abc import Mapping
+from enum import Enum
+
+__all__ = ["Bus", "BusError", "Fault", "Memory"]
 
 
 class Memory:
@@ -41,3 +44,41 @@ class Memory:
         if size not in (4, 8) or address % size or address < 0:
             raise ValueError(f"no access of {size} bytes at {address:#x}")
         return address & ~7, address % 8 * 8
+
+
+class Fault(Enum):
+    """What is wrong with a word of memory when the unit transfers it; software sees nothing."""
+    ERROR = "error"  # memory answers with an error
+    HANG = "hang"    # memory never answers
+
+
+class BusError(Exception):
+    """A transfer was answered with an error, or not at all."""
+
+
+class Bus:
+    """Memory as the unit reaches it: some words may be faulty."""
+
+    def __init__(self, memory: Memory):
+        self._memory = memory
+        self._faults: dict[int, Fault] = {}
+
+    def set_faults(self, faults: Mapping[int, Fault]) -> None:
+        """From now on these 64-bit words, each named by the address of a byte, are faulty."""
+        self._faults = {address & ~7: fault for address, fault in faults.items()}
+
+    def fault(self, address: int) -> Fault | None:
+        """What is wrong with the word at an address."""
+        return self._faults.get(address & ~7)
+
+    def read(self, address: int, size: int = 8) -> int:
+        """As :meth:`Memory.read`, or :exc:`BusError`."""
+        if self._faults and self.fault(address):
+            raise BusError
+        return self._memory.read(address, size)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """As :meth:`Memory.write`, or :exc:`BusError`."""
+        if self._faults and self.fault(address):
+            raise BusError
+        self._memory.write(address, size, value)

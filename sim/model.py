@@ -8,6 +8,7 @@ Facts: instructions.csv, entry_checks.csv, registers.csv, exit_information.csv, 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
@@ -24,7 +25,7 @@ from vmxswitch.spec.operations import (
     Sample,
     Transition,
 )
-from vmxswitch.spec.region import ABORT_OFFSET, LAUNCH_OFFSET, SHADOW_BIT, field_offsets
+from vmxswitch.spec.region import ABORT_OFFSET, SHADOW_BIT
 from vmxswitch.spec.tables import (
     EXIT_REASONS,
     FIELD_BY_ENCODING,
@@ -32,12 +33,15 @@ from vmxswitch.spec.tables import (
     implemented_reason,
 )
 
-from .memory import Memory
+from .memory import Bus, BusError, Fault, Memory
+from .observation import CurrentVmcs
+from .residents import Residents
 from .rules import rules
 
 __all__ = ["Model"]
 
 INVALID_OPCODE, GENERAL_PROTECTION = 6, 13  # exception vectors
+MACHINE_CHECK = 5                           # VMX-abort code
 WORD_BYTES = 8
 LIST_ENTRY_BYTES = 16
 VTPR_OFFSET = 0x80                          # in the virtual-APIC page
@@ -80,8 +84,12 @@ class Model:
     """A processor with the unit; implements :class:`vmxswitch.firmware.port.Port`.
 
     Where the architecture leaves a choice: control checks decide before host checks; the
-    qualification of entry failure 33 is that of the first failing row in table order; the VMCS that
-    is current at VMXOFF is lost; VMPTRLD of the current VMCS only reads its shadow indicator again.
+    qualification of entry failure 33 is that of the first failing row in table order; VMCSs active
+    at VMXOFF are lost; VMPTRLD of a resident VMCS reads nothing from memory. Which VMCSs are
+    resident: :class:`~.residents.Residents`.
+
+    An operation that meets an error of memory (:meth:`set_faults`) ends in ``BUS_ERROR``, and in a
+    VMX abort if it was a move to the host that had begun.
 
     ``Answer.failing`` names every failing check of the stages control, host and guest, whichever of
     them decided; if none fails, the failing checks of the first bad MSR-list entry.
@@ -103,35 +111,39 @@ class Model:
             name: capabilities.bits(row) for name, row in capabilities.registers.items()}
         self._field_bits = {
             name: capabilities.bits(row) for name, row in capabilities.fields.items()}
-        self._offsets = field_offsets(capabilities)
         self._memory = Memory()
+        self._bus = Bus(self._memory)
+        self._residents = Residents(capabilities, self._bus)
         self.reset()
 
     # --- The port ---
 
     def reset(self) -> None:
-        """Registers 0, outside VMX operation, memory all zero, cycle 0."""
+        """Registers 0, outside VMX operation, memory all zero and without faults, cycle 0."""
         self.cycle = 0
         self._mode = Mode.OFF
         self._registers = dict.fromkeys(self._register_bits, 0)
         self._memory.clear()
+        self.set_faults({})
         self._abort_code = 0
         self._vmxon_pointer = 0
-        self._forget_vmcs()
+        self._residents.forget()
 
     @property
     def mode(self) -> Mode:
         """Present mode."""
         return self._mode
 
+    @property
+    def current_vmcs(self) -> CurrentVmcs:
+        """Pointer and launch state of the current VMCS."""
+        return CurrentVmcs(self._vmcs.pointer, self._vmcs.launched)
+
     def execute(self, instruction: Instruction) -> Answer:
         """Carry out one VMX instruction in the present environment."""
         if self._mode == Mode.ABORT:
             return Answer(Outcome.ABORT, error=self._abort_code)
-        inputs = Inputs(self, instruction)
-        row = next(row for row, condition in self._rules.instructions[instruction.name]
-                   if condition(inputs))
-        answer = self._OUTCOMES[row.kind](self, row, inputs)
+        answer = self._or_bus_error(self._instruction, instruction)
         self._sample()
         return answer
 
@@ -147,7 +159,8 @@ class Model:
         """
         if self._mode != Mode.NON_ROOT:
             raise UsageError(f"{event}: no guest is running (mode {self._mode.name})")
-        answer = self._boundary(event) if isinstance(event, Boundary) else self._event(event)
+        answer = self._or_bus_error(
+            self._boundary if isinstance(event, Boundary) else self._event, event)
         self._sample()
         return answer
 
@@ -188,6 +201,17 @@ class Model:
     def memory_words(self) -> dict[int, int]:
         """Every 64-bit word of memory that is not 0, by address."""
         return self._memory.words()
+
+    def set_faults(self, faults: Mapping[int, Fault]) -> None:
+        """From now on these 64-bit words of memory, and no others, are faulty for the unit."""
+        self._bus.set_faults(faults)
+
+    def _or_bus_error(self, carry_out, operation):
+        """The answer to an operation; effects come after its last transfer, but for stores."""
+        try:
+            return carry_out(operation)
+        except BusError:
+            return Answer(Outcome.BUS_ERROR)
 
     def _sample(self):
         self.cycle += 1
@@ -233,13 +257,19 @@ class Model:
     def _read_words(self, inputs):
         """Read what the event's row may ask for, all of it before anything is decided."""
         for symbol, (when, address) in self._rules.words.items():
-            word = self._memory.read(address(inputs), WORD_BYTES) if when(inputs) else 0
+            word = self._bus.read(address(inputs)) if when(inputs) else 0
             inputs[symbol] = word & (1 << SYMBOL_WIDTHS[symbol]) - 1
 
     def _natural(self, value):
         return value & (1 << self.capabilities.natural_bits) - 1
 
     # --- Outcomes: what a row of instructions.csv ends in ---
+
+    def _instruction(self, instruction):
+        inputs = Inputs(self, instruction)
+        row = next(row for row, condition in self._rules.instructions[instruction.name]
+                   if condition(inputs))
+        return self._OUTCOMES[row.kind](self, row, inputs)
 
     def _invalid_opcode(self, row, inputs):
         return Answer(Outcome.FAULT, row.id, vector=INVALID_OPCODE)
@@ -261,7 +291,7 @@ class Model:
         return Answer(Outcome.FAIL_INVALID, row.id)
 
     def _fail(self, row, inputs):
-        if self._accessed_vmcs == NO_VMCS:
+        if self._vmcs.pointer == NO_VMCS:
             return Answer(Outcome.FAIL_INVALID, row.id)
         self._write_field("VM_INSTRUCTION_ERROR", row.number)
         return Answer(Outcome.FAIL_VALID, row.id, error=row.number, failing=_ids(inputs.failing))
@@ -288,8 +318,8 @@ class Model:
             qualification = inputs.failing_entry
         inputs.cause(Event(row.number, qualification))
         information = self._information(inputs)
-        registers, abort = self._host_state(inputs)
-        self._vmcs |= information
+        registers, abort = self._to_host(inputs, stores=False)
+        self._vmcs.fields.update(information)
         if abort:
             return self._abort(abort, _ids(inputs.failing))
         self._registers = registers
@@ -317,31 +347,21 @@ class Model:
         return getattr(self, f"_effect_{row.instruction}")(inputs)
 
     def _effect_VMXON(self, inputs):
-        self._forget_vmcs()
         self._vmxon_pointer = inputs["POINTER"]
         self._move(Transition.VMXON)
 
     def _effect_VMXOFF(self, inputs):
+        self._residents.forget()
         self._move(Transition.VMXOFF)
 
     def _effect_VMCLEAR(self, inputs):
-        if inputs["POINTER"] == self._current:
-            self._launched = False
-            self._evict()
-            self._forget_vmcs()
-        else:
-            self._memory.write(inputs["POINTER"] + LAUNCH_OFFSET, WORD_BYTES, 0)
+        self._residents.clear(inputs["POINTER"])
 
     def _effect_VMPTRLD(self, inputs):
-        if inputs["POINTER"] != self._current:
-            self._evict()
-            self._current = inputs["POINTER"]
-            self._launched = bool(self._memory.read(self._current + LAUNCH_OFFSET, WORD_BYTES) & 1)
-            self._vmcs = {field: self._read_region(self._current, field) for field in self._offsets}
-        self._shadow = bool(inputs["REGION_WORD"] & SHADOW_BIT)
+        self._residents.load(inputs["POINTER"], bool(inputs["REGION_WORD"] & SHADOW_BIT))
 
     def _effect_VMPTRST(self, inputs):
-        return self._current
+        return self._vmcs.pointer
 
     def _effect_VMREAD(self, inputs):
         field, is_high = _component(inputs["ENCODING"])
@@ -357,15 +377,15 @@ class Model:
 
     def _effect_VMLAUNCH(self, inputs):
         self._enter_guest(inputs)
-        self._launched = True
+        self._vmcs.launched = True
 
     def _effect_VMRESUME(self, inputs):
         self._enter_guest(inputs)
 
     def _effect_VMFUNC(self, inputs):
-        self._vmcs["EPT_POINTER"] = inputs["LIST_EPTP"]
+        self._vmcs.fields["EPT_POINTER"] = inputs["LIST_EPTP"]
         if self._rules.flags["PROC2_EPT_VIOLATION_VE"](inputs):
-            self._vmcs["EPTP_INDEX"] = inputs["ECX"] & 0xFFFF
+            self._vmcs.fields["EPTP_INDEX"] = inputs["ECX"] & 0xFFFF
 
     def _effect_INVEPT(self, inputs):
         pass
@@ -388,15 +408,23 @@ class Model:
 
     def _exit(self, row_id, inputs):
         saved = self._values(self._rules.save, inputs) | self._information(inputs)
-        abort = self._store_msrs(inputs)
-        registers, abort = (None, abort) if abort else self._host_state(inputs)
-        self._vmcs |= saved
+        registers, abort = self._to_host(inputs, stores=True)
+        self._vmcs.fields.update(saved)
         if abort:
             return self._abort(abort)
         self._registers = registers
         self._move(Transition.EXIT)
         return Answer(Outcome.EXIT, row_id, reason=inputs["EXIT_REASON"],
-                      qualification=self._vmcs["EXIT_QUALIFICATION"])
+                      qualification=self._vmcs.fields["EXIT_QUALIFICATION"])
+
+    def _to_host(self, inputs, *, stores):
+        """The host's registers, and the code of a VMX abort or 0; an exit ``stores`` MSRs first."""
+        try:
+            if stores and (abort := self._store_msrs(inputs)):
+                return None, abort
+            return self._host_state(inputs)
+        except BusError:
+            return None, MACHINE_CHECK
 
     def _store_msrs(self, inputs):
         """Go through the VM-exit MSR-store list; returns the code of a VMX abort, 0 if none."""
@@ -405,14 +433,17 @@ class Model:
                 return 1
             source = self.capabilities.readable_msrs[entry["LIST_INDEX"]]
             value = self._registers[source] if isinstance(source, str) else source
-            self._memory.write(entry.address + WORD_BYTES, WORD_BYTES, value)
+            self._bus.write(entry.address + WORD_BYTES, WORD_BYTES, value)
         return 0
 
     def _host_state(self, inputs):
         """The host's registers, MSR-load list included, and the code of a VMX abort or 0."""
-        for code in (6, 2):
-            if self._rules.aborts[code](inputs):
-                return None, code
+        if self._rules.aborts[6](inputs):
+            return None, 6
+        if self._rules.flags["HOST_PAE"](inputs):
+            self._read_table(inputs, "HOST_PDPTE", inputs["HOST_CR3"])
+        if self._rules.aborts[2](inputs):
+            return None, 2
         registers = self._values(self._rules.host, inputs)
         for entry in self._msr_list(inputs, "VM_EXIT_MSR_LOAD"):
             if any(fails(entry) for _, fails in self._rules.list_checks):
@@ -421,8 +452,9 @@ class Model:
         return registers, 0
 
     def _abort(self, code, failing=()):
-        """VMX abort: nothing but the indicator in the region tells of it."""
-        self._memory.write(self._current + ABORT_OFFSET, 4, code)
+        """VMX abort: nothing but the indicator in the region, if memory takes it, tells of it."""
+        with suppress(BusError):
+            self._bus.write(self._vmcs.pointer + ABORT_OFFSET, 4, code)
         self._abort_code = code
         self._move(Transition.ABORT)
         return Answer(Outcome.ABORT, error=code, failing=failing)
@@ -442,9 +474,9 @@ class Model:
         for number in range(inputs[f"{name}_COUNT"]):
             address = inputs[f"{name}_ADDR"] + LIST_ENTRY_BYTES * number & ADDRESS_MASK
             entry = Inputs(
-                self, LIST_INDEX=self._memory.read(address, 4),
-                LIST_RESERVED=self._memory.read(address + 4, 4),
-                LIST_DATA=self._memory.read(address + WORD_BYTES, WORD_BYTES))
+                self, LIST_INDEX=self._bus.read(address, 4),
+                LIST_RESERVED=self._bus.read(address + 4, 4),
+                LIST_DATA=self._bus.read(address + WORD_BYTES))
             entry.address = address
             yield entry
 
@@ -454,59 +486,48 @@ class Model:
                 for name, row in self.capabilities.registers.items()
                 if row.msr == entry["LIST_INDEX"]}
 
-    # --- The current VMCS, held here; every other is in memory only ---
-
-    def _forget_vmcs(self):
-        self._current = NO_VMCS
-        self._vmcs = dict.fromkeys(self._offsets, 0)
-        self._launched = self._shadow = False
-
-    def _evict(self):
-        """Write the current VMCS, if any, to its region: all but the words that are software's."""
-        if self._current != NO_VMCS:
-            self._memory.write(self._current + LAUNCH_OFFSET, WORD_BYTES, int(self._launched))
-            for field, value in self._vmcs.items():
-                self._memory.write(self._current + self._offsets[field], WORD_BYTES, value)
+    # --- The current VMCS; for the guest's own VMX instructions, its shadow VMCS ---
 
     @property
-    def _accessed_vmcs(self):
-        """Pointer of the VMCS that VMREAD and VMWRITE access: in the guest, its shadow VMCS."""
-        return self._vmcs["VMCS_LINK_POINTER"] if self._mode == Mode.NON_ROOT else self._current
+    def _vmcs(self):
+        return self._residents.current
 
     def _read_field(self, field):
         if self._mode == Mode.NON_ROOT:
-            return self._read_region(self._accessed_vmcs, field)
-        return self._vmcs[field]
+            return self._residents.read(self._shadow_vmcs(), field)
+        return self._vmcs.fields[field]
 
     def _write_field(self, field, value):
         if self._mode == Mode.NON_ROOT:
-            self._memory.write(self._accessed_vmcs + self._offsets[field], WORD_BYTES, value)
+            self._residents.write(self._shadow_vmcs(), field, value)
         else:
-            self._vmcs[field] = value
+            self._vmcs.fields[field] = value
 
-    def _read_region(self, pointer, field):
-        word = self._memory.read(pointer + self._offsets[field], WORD_BYTES)
-        return word & (1 << self._field_bits[field]) - 1
+    def _shadow_vmcs(self):
+        """Pointer of the guest's shadow VMCS, which from now on is in memory only."""
+        pointer = self._vmcs.fields["VMCS_LINK_POINTER"]
+        self._residents.flush(pointer)
+        return pointer
 
     # --- Values of symbols ---
 
     def value_of(self, symbol: str, inputs: Inputs) -> int:
         """The present value of a symbol that is not given with the operation."""
         if symbol in self._field_bits:
-            return self._vmcs[symbol]
+            return self._vmcs.fields[symbol]
         if symbol.startswith("LIVE_"):
             return self._registers[symbol.removeprefix("LIVE_")]
         return int(self._SYMBOLS[symbol](self, inputs))
 
-    #: Symbols of symbols.csv; those of the capabilities are folded in, those of the source exit and
-    #: of a list entry are given.
+    #: Symbols of symbols.csv; those of the capabilities are folded in, those of the source exit, of
+    #: a list entry and of the words that checks read are given.
     _SYMBOLS = {
         "IN_VMX": lambda self, inputs: self._mode != Mode.OFF,
         "NON_ROOT": lambda self, inputs: self._mode == Mode.NON_ROOT,
-        "CURRENT_VMCS": lambda self, inputs: self._current,
+        "CURRENT_VMCS": lambda self, inputs: self._vmcs.pointer,
         "VMXON_POINTER": lambda self, inputs: self._vmxon_pointer,
-        "LAUNCHED": lambda self, inputs: self._launched,
-        "SHADOW_VMCS": lambda self, inputs: self._shadow,
+        "LAUNCHED": lambda self, inputs: self._vmcs.launched,
+        "SHADOW_VMCS": lambda self, inputs: self._vmcs.shadow,
         "REGISTER_OPERAND": lambda self, inputs: inputs.instruction.register_operand,
         "OPERAND_FAULT": lambda self, inputs: inputs.instruction.operand_fault is not None,
         "MOV_SS_BLOCKING": lambda self, inputs: inputs.instruction.mov_ss_blocking,
@@ -522,21 +543,10 @@ class Model:
         "HOST_FAILS": lambda self, inputs: self._fails(inputs, "host"),
         "GUEST_FAILS": lambda self, inputs: self._fails(inputs, "guest", "guest-nonregister"),
         "MSR_LOAD_FAILS": lambda self, inputs: self._list_fails(inputs),
-        "REGION_WORD": lambda self, inputs: self._memory.read(inputs["POINTER"], 4),
-        "VTPR": lambda self, inputs: self._memory.read(
-            inputs["VIRTUAL_APIC_ADDR"] + VTPR_OFFSET, 4) & 0xFF,
-        "LINK_WORD": lambda self, inputs: self._memory.read(inputs["VMCS_LINK_POINTER"], 4),
+        "REGION_WORD": lambda self, inputs: self._region_word(inputs["POINTER"]),
         "BITMAP_BIT": lambda self, inputs: self._bitmap_bit(inputs),
-        "LIST_EPTP": lambda self, inputs: self._memory.read(
-            inputs["EPTP_LIST_ADDR"] + WORD_BYTES * inputs["ECX"], WORD_BYTES),
-        "PDPTE0": lambda self, inputs: self._pdpte(inputs, 0),
-        "PDPTE1": lambda self, inputs: self._pdpte(inputs, 1),
-        "PDPTE2": lambda self, inputs: self._pdpte(inputs, 2),
-        "PDPTE3": lambda self, inputs: self._pdpte(inputs, 3),
-        "HOST_PDPTE0": lambda self, inputs: self._host_pdpte(inputs, 0),
-        "HOST_PDPTE1": lambda self, inputs: self._host_pdpte(inputs, 1),
-        "HOST_PDPTE2": lambda self, inputs: self._host_pdpte(inputs, 2),
-        "HOST_PDPTE3": lambda self, inputs: self._host_pdpte(inputs, 3),
+        "LIST_EPTP": lambda self, inputs: self._bus.read(
+            inputs["EPTP_LIST_ADDR"] + WORD_BYTES * inputs["ECX"]),
         "WRMSR_ACCEPTED": lambda self, inputs: self._wrmsr_accepted(inputs),
         "RDMSR_ACCEPTED": lambda self, inputs:
             inputs["LIST_INDEX"] in self.capabilities.readable_msrs,
@@ -544,6 +554,7 @@ class Model:
 
     def _fails(self, inputs, *stages):
         if inputs.failing is None:
+            self._read_checked_words(inputs)
             inputs.failing = [check for check, fails in self._rules.checks if fails(inputs)]
         return any(check.stage in stages for check in inputs.failing)
 
@@ -554,20 +565,35 @@ class Model:
                 return True
         return False
 
+    def _read_checked_words(self, inputs):
+        """Read the words that the checks of this VMCS read, all of them before the first check."""
+        reads, flags = self._rules.reads, self._rules.flags
+        inputs["VTPR"] = inputs["LINK_WORD"] = 0
+        if reads["VTPR"](inputs):
+            inputs["VTPR"] = self._bus.read(inputs["VIRTUAL_APIC_ADDR"] + VTPR_OFFSET, 4) & 0xFF
+        if reads["LINK_WORD"](inputs):
+            inputs["LINK_WORD"] = self._bus.read(inputs["VMCS_LINK_POINTER"], 4)
+        if flags["PROC2_ENABLE_EPT"](inputs):
+            inputs.update({f"PDPTE{number}": inputs[f"GUEST_PDPTE{number}"] for number in range(4)})
+        elif reads["PDPTE0"](inputs):
+            self._read_table(inputs, "PDPTE", inputs["GUEST_CR3"])
+
+    def _read_table(self, inputs, name, cr3):
+        """The four page-directory-pointer-table entries of PAE paging."""
+        table = cr3 & 0xFFFFFFE0
+        for number in range(4):
+            inputs[f"{name}{number}"] = self._bus.read(table + WORD_BYTES * number)
+
+    def _region_word(self, pointer):
+        """Revision and shadow indicator of a region; of a resident VMCS's, as it was loaded."""
+        if vmcs := self._residents.find(pointer):
+            return self.capabilities.revision | vmcs.shadow << 31
+        return self._bus.read(pointer, 4)
+
     def _bitmap_bit(self, inputs):
         bitmap = inputs[f"{inputs.instruction.name}_BITMAP_ADDR"]
         bit = inputs["ENCODING"] & 0x7FFF
-        return self._memory.read(bitmap + bit // 64 * WORD_BYTES, WORD_BYTES) >> bit % 64 & 1
-
-    def _pdpte(self, inputs, number):
-        if self._rules.flags["PROC2_ENABLE_EPT"](inputs):
-            return inputs[f"GUEST_PDPTE{number}"]
-        table = inputs["GUEST_CR3"] & 0xFFFFFFE0
-        return self._memory.read(table + WORD_BYTES * number, WORD_BYTES)
-
-    def _host_pdpte(self, inputs, number):
-        table = inputs["HOST_CR3"] & 0xFFFFFFE0
-        return self._memory.read(table + WORD_BYTES * number, WORD_BYTES)
+        return self._bus.read(bitmap + bit // 64 * WORD_BYTES) >> bit % 64 & 1
 
     def _wrmsr_accepted(self, entry):
         accepts = self._rules.wrmsr.get(entry["LIST_INDEX"])

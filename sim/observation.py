@@ -7,13 +7,14 @@ something the core does itself: :class:`RegisterWrites`, :class:`MemoryWrite`, :
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode
 
 __all__ = [
-    "PROMPT", "MemoryWrite", "Observation", "Operation", "RegisterWrites", "TimePasses", "Timing",
-    "observe",
+    "PROMPT", "CurrentVmcs", "MemoryWrite", "Observation", "Operation", "RegisterWrites",
+    "TimePasses", "Timing", "observe",
 ]
 
 
@@ -61,17 +62,25 @@ class Timing:
 PROMPT = Timing()  #: one request at a time, and nothing waits
 
 
+class CurrentVmcs(NamedTuple):
+    """The current VMCS: its pointer, all ones if there is none, and its launch state."""
+    pointer: int
+    launched: bool
+
+
 @dataclass(frozen=True)
 class Observation:
     """What an operation left behind; ``answer`` is None after the core's own writes."""
     answer: Answer | None
     mode: Mode
     registers: Mapping[str, int]
+    current_vmcs: CurrentVmcs
 
     def agrees(self, expected: "Observation") -> bool:
         """Whether all is as expected but for the number of cycles."""
         answer, wanted = self.answer, expected.answer
-        return self.mode == expected.mode and self.registers == expected.registers and (
+        return (self.mode, self.registers, self.current_vmcs) == (
+            expected.mode, expected.registers, expected.current_vmcs) and (
             answer == wanted or None not in (answer, wanted)
             and replace(answer, cycles=0) == replace(wanted, cycles=0))
 
@@ -107,4 +116,4 @@ def _step(port, operation):
             port.pass_time(ticks)
         case Event() | Boundary():
             answer = port.report(operation)
-    return Observation(answer, port.mode, port.read_registers())
+    return Observation(answer, port.mode, port.read_registers(), port.current_vmcs)

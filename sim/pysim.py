@@ -11,7 +11,8 @@ from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode, Sample
 
 from .codec import Codec
-from .memory import Memory
+from .memory import Bus, Fault, Memory
+from .observation import CurrentVmcs
 
 __all__ = ["PysimPort"]
 
@@ -31,17 +32,12 @@ class PysimPort:
         The processor to build.
     unit : VmxUnit, optional
         The unit to simulate, if not a new one: a test's deliberately broken one, say.
-
-    Attributes
-    ----------
-    bus_faults : set of int
-        Addresses of 64-bit words where memory answers with an error.
     """
     def __init__(self, capabilities: Capabilities, unit: VmxUnit | None = None):
         self.capabilities = capabilities
         self.watcher: Callable[[Sample], None] | None = None
         self.memory = Memory()
-        self.bus_faults: set[int] = set()
+        self._bus = Bus(self.memory)
         if unit is not None:
             self.unit = unit
         self.cycle = 0
@@ -63,12 +59,12 @@ class PysimPort:
         return simulator
 
     def reset(self) -> None:
-        """Registers 0, outside VMX operation, memory all zero, cycle 0."""
+        """Registers 0, outside VMX operation, memory all zero and without faults, cycle 0."""
         self._job = None
         self.cycle = 0
         self._mode = Mode.OFF
         self.memory.clear()
-        self.bus_faults.clear()
+        self.set_faults({})
         if "simulator" in vars(self):
             self.simulator.reset()
 
@@ -121,6 +117,15 @@ class PysimPort:
         """Every 64-bit word of memory that is not 0, by address."""
         return self.memory.words()
 
+    def set_faults(self, faults: Mapping[int, Fault]) -> None:
+        """From now on these 64-bit words of memory, and no others, are faulty for the unit."""
+        self._bus.set_faults(faults)
+
+    @property
+    def current_vmcs(self) -> CurrentVmcs:
+        """Pointer and launch state of the current VMCS."""
+        return self._run(self._current_vmcs)
+
     # --- simulation ---
 
     def _run(self, job):
@@ -150,6 +155,10 @@ class PysimPort:
     async def _registers(self, ctx):
         return self._codec.registers(ctx.get(Value.cast(self.unit.live)))
 
+    async def _current_vmcs(self, ctx):
+        retired = self.unit.retired
+        return CurrentVmcs(ctx.get(retired.current_vmcs), bool(ctx.get(retired.launched)))
+
     async def _tick(self, ctx):
         """One clock cycle, with memory's answer and the watcher's look at what it shows."""
         if self.watcher is not None:
@@ -158,16 +167,17 @@ class PysimPort:
         bus = self.unit.memory
         transfer = ctx.get(bus.stb) and not ctx.get(bus.ack) and not ctx.get(bus.err)
         address = ctx.get(bus.adr) << 3 if transfer else 0
-        write = ctx.get(bus.we) if transfer else 0
-        fails = transfer and address in self.bus_faults
+        write, data = (ctx.get(bus.we), ctx.get(bus.dat_w)) if transfer else (0, 0)
+        fault = self._bus.fault(address) if transfer else None
         await ctx.tick()
         self.cycle += 1
-        if transfer and not fails and write:
-            self.memory.write(address, 8, ctx.get(bus.dat_w))
-        elif transfer and not fails:
+        succeeds = transfer and fault is None
+        if succeeds and write:
+            self.memory.write(address, 8, data)
+        elif succeeds:
             ctx.set(bus.dat_r, self.memory.read(address, 8))
-        ctx.set(bus.ack, int(bool(transfer and not fails)))
-        ctx.set(bus.err, int(bool(fails)))
+        ctx.set(bus.ack, int(bool(succeeds)))
+        ctx.set(bus.err, int(fault is Fault.ERROR))
 
     async def _pass(self, ctx, ticks):
         ctx.set(self.unit.ticks, ticks)

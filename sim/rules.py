@@ -29,6 +29,7 @@ class Rules:
     instructions: Mapping[str, tuple[tuple[InstructionRow, Function], ...]]
     checks: tuple[tuple[BoundCheck, Function], ...]       # all but those of list entries
     list_checks: tuple[tuple[BoundCheck, Function], ...]  # of an MSR-load list entry
+    reads: Mapping[str, Function]                         # symbol: whether a check reads it
     entry: Mapping[str, Function]                         # register: value that an entry loads
     save: Mapping[str, Function]                          # field: value that an exit saves
     host: Mapping[str, Function]                          # register: value that an exit loads
@@ -82,6 +83,8 @@ def rules(capabilities: Capabilities) -> Rules:
             for name, rows in INSTRUCTIONS.items()},
         checks=tuple(pair for pair in checks if pair[0].stage != "msr-load"),
         list_checks=tuple(pair for pair in checks if pair[0].stage == "msr-load"),
+        reads={symbol: to_function(capabilities.reads(symbol))
+               for symbol in ("VTPR", "LINK_WORD", "PDPTE0")},
         entry={name: compiled(row.entry, widths[name]) for name, row in registers.items()},
         save={row.field: compiled(row.save, field_widths[row.field])
               for row in registers.values() if row.field in field_widths},

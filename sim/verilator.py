@@ -29,8 +29,10 @@ from vmxswitch.spec.operations import (
 )
 
 from .codec import Codec, Layout
+from .memory import Fault
 from .observation import (
     PROMPT,
+    CurrentVmcs,
     MemoryWrite,
     Observation,
     Operation,
@@ -60,6 +62,7 @@ class Kind(IntEnum):
     IDLE = 9
     SHOW = 10
     TIME = 11          # preemption-timer ticks, in one cycle
+    MEND = 12          # no word of memory is faulty any more
 
 
 class VerilatorPort:
@@ -123,7 +126,9 @@ class VerilatorPort:
             sum((1 << 8 * (place.stop - place.start)) - 1 << 8 * place.start
                 for name, place in self._places.items() if name in names)
             for names in (("MODE", "LIVE"), ("DIAGNOSIS",)))
-        self._checked_bit = Layout(Retired).mask(["checked"])
+        self._always |= self._retired.mask(["launched", "current_vmcs"]) << self._shifts["RETIRED"]
+        self._retired = Layout(Retired)
+        self._checked_bit = self._retired.mask(["checked"])
         self._checked = self._checked_bit << self._shifts["RETIRED"]
         self._packed = ({}, 0)  # an environment and what ``live`` shows in it
 
@@ -146,7 +151,7 @@ class VerilatorPort:
         return self._mode
 
     def reset(self) -> None:
-        """Registers 0, outside VMX operation, memory all zero, cycle 0.
+        """Registers 0, outside VMX operation, memory all zero and without faults, cycle 0.
 
         Timing as after the start: what one call asks for is offered back to back, and nobody waits
         longer than needed.
@@ -245,9 +250,17 @@ class VerilatorPort:
         return {address: word for address, word in zip(words[::2], words[1::2], strict=True)
                 if word}
 
-    def fail_at(self, address: int) -> None:
-        """Let memory answer with an error at the 64-bit word of ``address`` until the reset."""
-        self._run([self._record(Kind.FAULT, address)])
+    def set_faults(self, faults: Mapping[int, Fault]) -> None:
+        """From now on these 64-bit words of memory, and no others, are faulty for the unit."""
+        self._run([self._record(Kind.MEND), *(
+            self._record(Kind.FAULT, address | (fault is Fault.HANG) << 64)
+            for address, fault in faults.items())])
+
+    @property
+    def current_vmcs(self) -> CurrentVmcs:
+        """Pointer and launch state of the current VMCS."""
+        row, = self._run([self._record(Kind.LOOK)])
+        return self._current_vmcs(row)
 
     @contextmanager
     def recorded(self, path: Path) -> Iterator[None]:
@@ -307,6 +320,10 @@ class VerilatorPort:
                 int.from_bytes(part, "little") for part in (sample[:8], sample[8:12], sample[12:]))
             self.watcher(Sample(cycle, Mode(mode), self._codec.registers(live)))
 
+    def _current_vmcs(self, row):
+        retired = self._retired.unpack(self._part(row, "RETIRED"))
+        return CurrentVmcs(retired["current_vmcs"], bool(retired["launched"]))
+
     def _part(self, row, name):
         return int.from_bytes(row[self._places[name]], "little")
 
@@ -320,7 +337,10 @@ class VerilatorPort:
     def _expectation(self, expected):
         """What an observation is made from, as a row of results: its bits and a mask."""
         at = self._shifts
+        pointer, launched = expected.current_vmcs
         bits = expected.mode << at["MODE"] | self._live(expected.registers) << at["LIVE"]
+        bits |= self._retired.pack(
+            {"launched": launched, "current_vmcs": pointer}) << at["RETIRED"]
         mask = self._always
         if (answer := expected.answer) is not None:
             response, response_mask = self._codec.response(answer)
@@ -360,6 +380,10 @@ class CompiledObservation:
     @property
     def registers(self) -> dict[str, int]:
         return self._port._codec.registers(self._port._part(self._row, "LIVE"))
+
+    @property
+    def current_vmcs(self) -> CurrentVmcs:
+        return self._port._current_vmcs(self._row)
 
     def agrees(self, expected: Observation) -> bool:
         """Whether all is as expected but for the number of cycles."""

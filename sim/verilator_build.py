@@ -141,7 +141,8 @@ def _key(capabilities, sizes, waves, unit, compiler) -> str:
         tools, unit.__qualname__, sorted(sizes.items()), waves, sorted(capabilities.msrs.items()),
         capabilities.physical_address_width, capabilities.linear_address_width,
         capabilities.efer_bits, sorted(capabilities.wrmsr_rules.items()),
-        capabilities.debugctl_bits, capabilities.perf_global_ctrl_bits)
+        capabilities.debugctl_bits, capabilities.perf_global_ctrl_bits,
+        capabilities.resident_vmcss)
     digest.update(repr(description).encode())
     return f"{capabilities.name}-{digest.hexdigest()[:16]}"
 

@@ -11,11 +11,11 @@ Source: Intel SDM vol. 3D, appendix A, "VMX Capability Reporting Facility".
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 
 from .errors import UsageError
-from .expression import Binary, Const, Expression, Extend, Invert, Symbol, bind
+from .expression import Binary, Const, Expression, Extend, Invert, Symbol, bind, symbols
 from .tables import (
     CAPABILITY_MSRS,
     CHECKS,
@@ -29,7 +29,7 @@ from .tables import (
     Register,
 )
 
-__all__ = ["PRESETS", "WRMSR_RULES", "BoundCheck", "Capabilities"]
+__all__ = ["PRESETS", "WRMSR_RULES", "BoundCheck", "Capabilities", "configuration"]
 
 LMA = 1 << 10  # IA32_EFER
 LIST_STAGE = "msr-load"
@@ -123,7 +123,8 @@ class Capabilities:
                 {int(index, 16): value for index, value in profile["msrs"].items()},
                 profile["physical_address_width"], profile["linear_address_width"],
                 profile["efer_bits"],
-                {int(index, 16): rule for index, rule in profile["wrmsr_rules"].items()})
+                {int(index, 16): rule for index, rule in profile["wrmsr_rules"].items()},
+                resident_vmcss=profile.get("resident_vmcss", 1))
             differing = set(profile["fields"]) ^ capabilities.encodings
             if differing:
                 raise UsageError(f"{path}: field {min(differing):#06x} does not follow from the "
@@ -163,6 +164,11 @@ class Capabilities:
     def msr(self, symbol: str) -> int:
         """A capability MSR by name; one that does not exist reads as 0 here."""
         return self.msrs.get(CAPABILITY_MSRS[symbol].msr, 0)
+
+    @property
+    def revision(self) -> int:
+        """VMCS revision identifier, 31 bits."""
+        return self.msr("IA32_VMX_BASIC") & 0x7FFF_FFFF
 
     def allows(self, control: str) -> bool:
         """Whether the processor lets a control bit be 1."""
@@ -263,6 +269,12 @@ class Capabilities:
         """The checks made for each entry of the VM-entry MSR-load list, in table order."""
         return tuple(row for row in self.checks.values() if row.stage == LIST_STAGE)
 
+    def reads(self, symbol: str) -> Expression:
+        """Whether a check that reads the symbol applies: 1 where memory must be read for it."""
+        readers = [row.check for row in self.state_checks if symbol in symbols(row.check.condition)]
+        return self.bind(reduce(
+            lambda either, check: Binary(1, "|", either, check.applies), readers, Const(1, 0)))
+
 
 def _offer(
     name: str, controls: Iterable[str], *, cr4_bits: int, misc: int, ept_vpid: int = 0,
@@ -342,3 +354,19 @@ PRESETS: dict[str, Capabilities] = {
         physical_address_width=32, linear_address_width=32, efer_bits=0,
         wrmsr_rules={0x174: "any", 0x175: "any", 0x176: "any"}),
 }
+
+
+def configuration(name: str) -> Capabilities:
+    """A preset by its name; ``NAME:N`` is one with N resident VMCSs.
+
+    Raises :exc:`UsageError` if there is no such preset or number.
+    """
+    preset, colon, count = name.partition(":")
+    if preset not in PRESETS:
+        raise UsageError(f"no configuration {name!r}: {', '.join(PRESETS)}, and NAME:N with N "
+                         "resident VMCSs")
+    if not colon:
+        return PRESETS[preset]
+    if not count.isdecimal():
+        raise UsageError(f"{name!r}: {count!r} is not a number of resident VMCSs")
+    return replace(PRESETS[preset], name=name, resident_vmcss=int(count))

@@ -76,7 +76,7 @@ class Bench:
         #: Make another VMCS current and then the first one again: mostly transfers, few operations.
         self.loads = tuple(Instruction("VMPTRLD", pointer=region)
                            for region in (self.other_region, plan.vmcs_region))
-        revision = port.capabilities.msr("IA32_VMX_BASIC") & 0x7FFF_FFFF
+        revision = port.capabilities.revision
         for region in (plan.vmxon_region, plan.vmcs_region, self.other_region):
             port.write_memory(region, 4, revision)
         self.driver.vmxon(plan.vmxon_region)

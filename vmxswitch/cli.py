@@ -93,8 +93,9 @@ def add_switch(name, verbs):
                       help="environment to go to, in any of these forms")
     verb.add_argument("--backend", choices=BACKENDS, default="pysim",
                       help=f"{BACKENDS_IN_WORDS} (default: %(default)s)")
-    verb.add_argument("--config", choices=["full", "compact"], default="full",
-                      help="64-bit unit, or 32-bit unit (default: %(default)s)")
+    verb.add_argument("--config", metavar="NAME", default="full",
+                      help="full, a 64-bit unit; compact, a 32-bit unit; with N resident VMCSs "
+                           "NAME:N (default: %(default)s)")
     verb.add_argument("--set", metavar="FIELD=VALUE", type=assignment, action="append", default=[],
                       help="set a VMCS field after the switch software has filled them all "
                            "(GUEST_...: FROM, HOST_...: TO); may be repeated")
@@ -141,8 +142,8 @@ def add_fuzz(name, verbs):
   vmxswitch fuzz --seed 7 --first 1200 --count 1 --backend pysim
   vmxswitch fuzz --minutes 60 --cluster tcp://192.0.2.1:8786""")
     verb.add_argument("--config", metavar="NAME", default="full",
-                      help="processor: full, compact, or the file of a profile "
-                           "(default: %(default)s)")
+                      help="processor: full, compact, with N resident VMCSs NAME:N, or the file of "
+                           "a profile (default: %(default)s)")
     verb.add_argument("--backend", choices=["verilator", "pysim"], default="verilator",
                       help="hardware compiled by Verilator, or simulated in Python, some hundred "
                            "times slower (default: %(default)s)")

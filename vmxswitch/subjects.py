@@ -5,8 +5,7 @@ from pathlib import Path
 from vmxswitch import checkout
 from vmxswitch.sim.cases import read_profile
 from vmxswitch.sim.row_cases import Subject
-from vmxswitch.spec.capabilities import PRESETS
-from vmxswitch.spec.errors import UsageError
+from vmxswitch.spec.capabilities import configuration
 
 __all__ = ["PROFILES", "subject_of"]
 
@@ -14,12 +13,9 @@ PROFILES = checkout.ROOT / "tests" / "cases" / "profiles"
 
 
 def subject_of(config: str) -> Subject:
-    """The processor of a preset's name, or of the file of a profile."""
-    if config not in PRESETS:
-        path = Path(config)
-        if not path.exists():
-            raise UsageError(f"no configuration {config!r}: {', '.join(PRESETS)}, or the file of "
-                             "a profile")
-        return Subject.from_profile(read_profile(path))
-    name = "skylake_x_64" if PRESETS[config].intel64 else "skylake_x_32"
-    return Subject.from_profile(read_profile(PROFILES / f"{name}.json"), PRESETS[config])
+    """The processor of a configuration's name, or of the file of a profile."""
+    if config.endswith(".json") or Path(config).is_file():
+        return Subject.from_profile(read_profile(Path(config)))
+    capabilities = configuration(config)
+    name = "skylake_x_64" if capabilities.intel64 else "skylake_x_32"
+    return Subject.from_profile(read_profile(PROFILES / f"{name}.json"), capabilities)

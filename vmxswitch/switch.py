@@ -8,12 +8,12 @@ from vmxswitch import backends
 from vmxswitch.firmware.environment import Environment
 from vmxswitch.firmware.vmm import Vmm
 from vmxswitch.firmware.watch import TARGET
-from vmxswitch.spec.capabilities import PRESETS
+from vmxswitch.spec.capabilities import configuration
 from vmxswitch.spec.errors import UsageError
 
 __all__ = ["run"]
 
-#: What is switched without files, by configuration. The 32-bit pair is refused at first: real
+#: What is switched without files, by preset. The 32-bit pair is refused at first: real
 #: 32-bit systems have user selectors in their data segments, and the refusal says how to go on.
 SHIPPED_PAIRS = {
     "full": ("linux-6.1-amd64-idle", "xen-4.17-panic"),
@@ -25,12 +25,12 @@ def run(arguments):
     """Switches and reports; 0 if the target was reached and no cycle was mixed, else 1."""
     if arguments.waves and arguments.backend == "model":
         raise UsageError("--waves shows the hardware; it needs --backend pysim or verilator")
-    pair = SHIPPED_PAIRS[arguments.config]
+    capabilities = configuration(arguments.config)
+    pair = SHIPPED_PAIRS[arguments.config.partition(":")[0]]
     if arguments.original:
         pair = (str(arguments.original), str(arguments.target))
     original, target = _environments(pair, arguments.cpu)
-    port = backends.port(
-        arguments.backend, PRESETS[arguments.config], waves=arguments.waves is not None)
+    port = backends.port(arguments.backend, capabilities, waves=arguments.waves is not None)
     with _waves(port, arguments.waves):
         result = Vmm(port).switch(original, target, dict(arguments.set))
     if arguments.json:

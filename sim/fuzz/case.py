@@ -67,6 +67,7 @@ def profile_record(subject: Subject) -> dict:
         "physical_address_width": capabilities.physical_address_width,
         "linear_address_width": capabilities.linear_address_width,
         "efer_bits": capabilities.efer_bits,
+        "resident_vmcss": capabilities.resident_vmcss,
         "msrs": {hex(index): value for index, value in capabilities.msrs.items()},
         "environment": Processor(model).environment(),
         "wrmsr_rules": {hex(index): rule for index, rule in capabilities.wrmsr_rules.items()},

@@ -1,7 +1,7 @@
 """Runs a program on the reference model and on another port, and compares them step by step."""
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Outcome
@@ -27,8 +27,8 @@ class Difference:
     step : int
         Number of the step after which they differ.
     what : str
-        "answer", "mode", "registers"; "memory": seen after the last step; "silence": the port gave
-        no answer.
+        "answer", "mode", "current VMCS", "registers"; "memory": seen after the last step;
+        "silence": the port gave no answer.
     model, port : object
         Both sides: answers, modes, or values of what differs by name or by address.
     """
@@ -133,7 +133,8 @@ class _Trace:
         registers = model.read_registers()
         if registers != self._registers:  # else one object: comparing it then costs nothing
             self._registers = registers
-        self._note(operation, Observation(answer, model.mode, self._registers), step)
+        self._note(operation, Observation(
+            answer, model.mode, self._registers, model.current_vmcs), step)
         if answer is not None:
             self.instructions += 1
             if self._coverage is not None:
@@ -154,10 +155,12 @@ def _first_difference(trace, seen):
     for step, expected, got in zip(trace.steps, trace.expected, seen, strict=False):
         if expected is None or got.agrees(expected):
             continue
-        if not Observation(got.answer, expected.mode, expected.registers).agrees(expected):
+        if not replace(expected, answer=got.answer).agrees(expected):
             return Difference(step, "answer", expected.answer, got.answer)
         if got.mode != expected.mode:
             return Difference(step, "mode", expected.mode, got.mode)
+        if got.current_vmcs != expected.current_vmcs:
+            return Difference(step, "current VMCS", expected.current_vmcs, got.current_vmcs)
         return _difference(step, "registers", expected.registers, got.registers)
     if len(seen) < len(trace.operations):
         return Difference(trace.steps[len(seen)], "silence", None, None)

@@ -103,4 +103,4 @@ def is_64_bit(registers: Mapping[str, int]) -> bool:
 
 def revision(capabilities: Capabilities) -> int:
     """The revision identifier in the first word of a region."""
-    return capabilities.msr("IA32_VMX_BASIC") & 0x7FFFFFFF
+    return capabilities.revision

@@ -33,8 +33,7 @@ class Machine:
 
     def region(self, address, bits=0):
         """Write a region's first word: the revision identifier and further bits."""
-        revision = self.capabilities.msr("IA32_VMX_BASIC") & 0x7FFF_FFFF
-        self.port.write_memory(address, 4, revision | bits)
+        self.port.write_memory(address, 4, self.capabilities.revision | bits)
 
     def do(self, name, **operands):
         """Carry out an instruction."""
@@ -77,10 +76,11 @@ class Machine:
 
     def state(self):
         """A copy of all that an operation may change: registers, mode, memory, current VMCS."""
-        kept = vars(self.port) | {"_memory": vars(vars(self.port)["_memory"])}
+        kept = vars(self.port) | {
+            "_memory": self.port.memory_words(), "_residents": self.port._residents.state()}
         return copy.deepcopy({
             name: value for name, value in kept.items()
-            if name not in ("capabilities", "cycle", "watcher", "_rules")})
+            if name not in ("capabilities", "cycle", "watcher", "_bus", "_rules")})
 
 
 @pytest.fixture

@@ -222,7 +222,8 @@ def test_a_refused_instruction_changes_nothing_but_the_error(row_id, at_row):
     before = where.state()
     answer = where.do(ROWS[row_id].instruction, **operands)
     if answer.outcome == Outcome.FAIL_VALID:
-        before["_vmcs"]["VM_INSTRUCTION_ERROR"] = ROWS[row_id].number
+        *_, current = before["_residents"]
+        current.fields["VM_INSTRUCTION_ERROR"] = ROWS[row_id].number
     assert where.state() == before
 
 
@@ -239,9 +240,9 @@ def test_success_keeps_the_error_of_the_last_failure(machine):
 
 
 def test_every_symbol_has_a_value_and_every_value_a_symbol():
-    given = {"LIST_INDEX", "LIST_RESERVED", "LIST_DATA"} | {
+    given = {"LIST_INDEX", "LIST_RESERVED", "LIST_DATA", "LINK_WORD"} | {
         name for name, row in SYMBOLS.items() if row.source in ("capability", "exit")
-    } | EVENT_WORDS.keys() - {"VTPR"}
+    } | EVENT_WORDS.keys() | {f"{owner}PDPTE{n}" for owner in ("", "HOST_") for n in range(4)}
     assert Model._SYMBOLS.keys() == SYMBOLS.keys() - given
 
 
@@ -340,8 +341,10 @@ def test_launch_state_follows_its_vmcs(machine):
 def test_a_shadow_vmcs_is_read_and_written_but_not_entered(machine):
     where = machine("loaded")
     where.region(VMCS, 1 << 31)
-    assert where.do("VMLAUNCH").outcome == Outcome.ENTERED  # not seen before VMPTRLD
+    where.succeed("VMPTRLD", pointer=VMCS)
+    assert where.do("VMLAUNCH").outcome == Outcome.ENTERED  # not seen while it is resident
     where.do("VMCALL")
+    where.succeed("VMCLEAR", pointer=VMCS)
     where.succeed("VMPTRLD", pointer=VMCS)
     where.write("GUEST_RIP", 0x1234)
     assert where.read("GUEST_RIP") == 0x1234

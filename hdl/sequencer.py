@@ -94,6 +94,9 @@ class Sequencer(wiring.Component):
         To the VMCS pointers: pointer at hand; what happens to them at the next edge.
     resident, occupied, slot_launched, launched : In(1), slot_pointer, current_vmcs : In(64)
         From the VMCS pointers.
+    transfer : Out(1)
+        Fields of the VMCS at hand go to or from memory: the bank shows its slot, which may be
+        another one than the current VMCS's.
     store_launched : Out(1)
         Launch state to write to a region.
     moving : Out(1)
@@ -138,8 +141,8 @@ class Sequencer(wiring.Component):
             "exit_qualification": In(64),
             "pointer": Out(64), "change": Out(Change), "change_stb": Out(1),
             "resident": In(1), "occupied": In(1), "slot_launched": In(1), "launched": In(1),
-            "slot_pointer": In(64), "current_vmcs": In(64), "store_launched": Out(1),
-            "moving": Out(1), "memory": Out(CommandSignature()),
+            "slot_pointer": In(64), "current_vmcs": In(64), "transfer": Out(1),
+            "store_launched": Out(1), "moving": Out(1), "memory": Out(CommandSignature()),
             "exit": Out(1), "leave_start": Out(1), "leave_needed": In(1), "leave_done": In(1),
             "leave_abort": In(3),
             "r_data": In(64), "w_data": Out(64), "w_stb": Out(1),
@@ -225,8 +228,10 @@ class Sequencer(wiring.Component):
         loads, clears = operation == Operation.VMPTRLD, operation == Operation.VMCLEAR
         leaves = ~self._left & self.leave_needed & self._code.matches(
             Code.EXIT, Code.ENTRY_FAILURE)
-        m.d.comb += self.pointer.eq(Mux(
-            decision.shadow, self.fields.VMCS_LINK_POINTER, self.request.operand))
+        link = Signal(64)  # a copy, since the field is another VMCS's while that one is flushed
+        with m.If(~self.transfer):
+            m.d.sync += link.eq(self.fields.VMCS_LINK_POINTER)
+        m.d.comb += self.pointer.eq(Mux(decision.shadow, link, self.request.operand))
         with m.FSM():
             with m.State("EXECUTE"):
                 with m.If(self.busy & (self._bus_error | (self._abort != 0))):
@@ -278,14 +283,14 @@ class Sequencer(wiring.Component):
             with m.State("LIST"):
                 self._list(m)
             with m.State("STORE"):
-                self._transfer(m, Command.STORE, self.slot_pointer, self._moved)
+                self._transfer_fields(m, Command.STORE, self.slot_pointer, self._moved)
             with m.State("EVICT"):
-                self._transfer(m, Command.STORE, self.slot_pointer)
+                self._transfer_fields(m, Command.STORE, self.slot_pointer)
                 with m.If(memory.done & ~memory.error):
                     m.d.comb += [self.change.eq(Change.EVICT), self.change_stb.eq(1)]
                     m.next = "LOAD"
             with m.State("LOAD"):
-                self._transfer(m, Command.LOAD, self.request.operand, self._moved)
+                self._transfer_fields(m, Command.LOAD, self.request.operand, self._moved)
             with m.State("CLEAR"):
                 self._transfer(m, Command.WRITE, self.request.operand + LAUNCH_OFFSET, self._moved)
             self._shadow_access(m)
@@ -320,6 +325,10 @@ class Sequencer(wiring.Component):
                 m.d.sync += did.eq(1)
             m.next = "EXECUTE"
 
+    def _transfer_fields(self, m, command, address, did=None):
+        m.d.comb += self.transfer.eq(1)
+        self._transfer(m, command, address, did)
+
     def _list(self, m):
         """The VM-entry MSR-load list: stage each entry, up to the first that fails."""
         memory, position = self.memory, self._position
@@ -349,7 +358,7 @@ class Sequencer(wiring.Component):
         base = self.fields.VMCS_LINK_POINTER + FIELDS_OFFSET
         address = base + self.select.number * WORD_BYTES
         with m.State("FLUSH"):
-            self._transfer(m, Command.STORE, self.slot_pointer)
+            self._transfer_fields(m, Command.STORE, self.slot_pointer)
             with m.If(self.memory.done & ~self.memory.error):
                 m.d.comb += [self.change.eq(Change.FREE), self.change_stb.eq(1)]
         with m.State("SHADOW READ"):

@@ -28,7 +28,7 @@ from .interface import (
     update_layout,
 )
 from .live_state import LiveState
-from .memory_unit import BUS_TIMEOUT_CYC, BusSignature, Command, MemoryUnit
+from .memory_unit import BUS_TIMEOUT_CYC, BusSignature, MemoryUnit
 from .mode_controller import ModeController
 from .sequencer import Retired, Sequencer
 from .vmcs_bank import VmcsBank
@@ -158,7 +158,8 @@ class VmxUnit(wiring.Component):
         m.d.comb += [
             checker.vmxon_pointer.eq(pointers.vmxon_pointer),
             checker.memory.eq(memory.words), checker.list_entry.eq(memory.list_entry),
-            checker.changing.eq(bank.changing | live.changing | memory.busy | sequencer.moving),
+            checker.changing.eq(bank.changing | live.changing | memory.busy | sequencer.transfer
+                                | sequencer.moving),
             sequencer.settled.eq(checker.settled), sequencer.wants.eq(checker.wants),
             sequencer.qualification.eq(checker.qualification),
             sequencer.list_fails.eq(list_fails),
@@ -195,10 +196,8 @@ class VmxUnit(wiring.Component):
         ]
 
         # commit; while a region is transferred the bank may show another VMCS than the current one
-        transfer = memory.busy & (
-            (memory.command == Command.LOAD) | (memory.command == Command.STORE))
         counts, counted = Signal(), Signal()
-        m.d.comb += counts.eq(Mux(transfer, counted, self._counts(bank, live, mode)))
+        m.d.comb += counts.eq(Mux(sequencer.transfer, counted, self._counts(bank, live, mode)))
         m.d.sync += counted.eq(counts)
         m.d.comb += [
             commit.pdptes.eq(checker.pdptes), commit.exit.eq(sequencer.leave),
@@ -220,7 +219,7 @@ class VmxUnit(wiring.Component):
             bank.w_stb.eq(sequencer.w_stb), sequencer.r_data.eq(bank.r_data),
             memory.r_field.eq(bank.r_data), bank.slot.eq(pointers.current),
         ]
-        with m.If(transfer):
+        with m.If(sequencer.transfer):
             m.d.comb += [
                 bank.slot.eq(pointers.slot),
                 bank.select.number.eq(memory.number), bank.select.high.eq(0),

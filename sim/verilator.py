@@ -121,13 +121,13 @@ class VerilatorPort:
         self._handle = self._library.vmx_new()
         self._mode = Mode.OFF
         self._is_fresh = True
+        self._retired = Layout(Retired)
         self._shifts = {name: 8 * place.start for name, place in self._places.items()}
         self._always, self._diagnosis = (
             sum((1 << 8 * (place.stop - place.start)) - 1 << 8 * place.start
                 for name, place in self._places.items() if name in names)
             for names in (("MODE", "LIVE"), ("DIAGNOSIS",)))
         self._always |= self._retired.mask(["launched", "current_vmcs"]) << self._shifts["RETIRED"]
-        self._retired = Layout(Retired)
         self._checked_bit = self._retired.mask(["checked"])
         self._checked = self._checked_bit << self._shifts["RETIRED"]
         self._packed = ({}, 0)  # an environment and what ``live`` shows in it

@@ -14,10 +14,11 @@ def test_cycles_of_the_unit():
     assert found | {
         "VM entry, settled": 2, "VM entry right after a VMWRITE": 3,
         "VM exit, VMCALL": 2, "VM exit, guest event": 2, "VMREAD": 2, "VMWRITE": 2,
+        "VMPTRLD, resident": 2,
         f"{bench.STREAM} VMWRITEs, back to back": bench.STREAM + 1,
     } == found
     assert found["VMRESUME and exit, back to back"] <= 4
-    assert found["VMPTRLD, resident"] < found["VMPTRLD, not resident"] < found["whole switch"]
+    assert found["VMPTRLD, not resident"] < found["whole switch"]
 
 
 def test_a_speed_is_the_best_that_was_seen(monkeypatch):

@@ -1,4 +1,7 @@
 # amaranth: UnusedElaboratable=no
+from dataclasses import replace
+
+import pytest
 from amaranth.hdl import Module, Signal
 
 from vmxswitch.hdl.vmcs_bank import FieldSelect, VmcsBank
@@ -11,8 +14,9 @@ def select(preset, symbol, high=0):
     return {"number": list(preset.fields).index(symbol), "high": high, "exists": 1}
 
 
-def test_every_field_is_written_and_read_at_its_width(simulate, preset):
-    dut = VmcsBank(preset)
+@pytest.mark.parametrize("slots", [1, 3])
+def test_every_field_is_written_and_read_at_its_width(simulate, preset, slots):
+    dut = VmcsBank(replace(preset, resident_vmcss=slots))
 
     async def testbench(ctx):
         for number, symbol in enumerate(preset.fields):
@@ -32,8 +36,9 @@ def test_every_field_is_written_and_read_at_its_width(simulate, preset):
     simulate(dut, testbench)
 
 
-def test_high_half_replaces_bits_63_to_32_only(simulate, preset):
-    dut = VmcsBank(preset)
+@pytest.mark.parametrize("slots", [1, 3])
+def test_high_half_replaces_bits_63_to_32_only(simulate, preset, slots):
+    dut = VmcsBank(replace(preset, resident_vmcss=slots))
 
     async def testbench(ctx):
         for high, data in ((0, PATTERN), (1, 0xAAAA_BBBB_CCCC_DDDD)):
@@ -47,8 +52,9 @@ def test_high_half_replaces_bits_63_to_32_only(simulate, preset):
     simulate(dut, testbench)
 
 
-def test_load_writes_the_strobed_fields_only(simulate, preset):
-    dut = VmcsBank(preset)
+@pytest.mark.parametrize("slots", [1, 3])
+def test_load_writes_the_strobed_fields_only(simulate, preset, slots):
+    dut = VmcsBank(replace(preset, resident_vmcss=slots))
     chosen = list(preset.fields).index("GUEST_RIP")
 
     async def testbench(ctx):
@@ -57,6 +63,30 @@ def test_load_writes_the_strobed_fields_only(simulate, preset):
         await ctx.tick()
         for symbol in preset.fields:
             assert ctx.get(dut.fields[symbol]) == (0x5A if symbol == "GUEST_RIP" else 0)
+
+    simulate(dut, testbench)
+
+
+@pytest.mark.parametrize("slots", [2, 5, 16])
+def test_slots_are_apart_and_shown_in_the_same_cycle(simulate, preset, slots):
+    dut = VmcsBank(replace(preset, resident_vmcss=slots))
+    number = list(preset.fields).index("GUEST_RIP")
+
+    async def testbench(ctx):
+        ctx.set(dut.select, select(preset, "GUEST_RSP"))
+        ctx.set(dut.load_stb, 1 << number)
+        ctx.set(dut.w_stb, 1)
+        for slot in range(slots):
+            ctx.set(dut.slot, slot)
+            ctx.set(dut.load.GUEST_RIP, 0x100 + slot)
+            ctx.set(dut.w_data, 0x200 + slot)
+            await ctx.tick()
+        ctx.set(dut.load_stb, 0)
+        ctx.set(dut.w_stb, 0)
+        for slot in reversed(range(slots)):
+            ctx.set(dut.slot, slot)
+            assert ctx.get(dut.fields.GUEST_RIP) == 0x100 + slot
+            assert ctx.get(dut.r_data) == 0x200 + slot
 
     simulate(dut, testbench)
 

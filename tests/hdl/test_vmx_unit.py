@@ -2,14 +2,17 @@
 """The whole unit: latencies, order, what is visible when, regions, memory errors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vmxswitch.hdl.interface import Operation
+from vmxswitch.hdl.memory_unit import BUS_TIMEOUT_CYC
+from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.sim.memory import Fault
 from vmxswitch.sim.pysim import PysimPort
-from vmxswitch.spec.capabilities import Capabilities
+from vmxswitch.spec.capabilities import PRESETS, Capabilities
 from vmxswitch.spec.operations import NO_VMCS, Event, Instruction, Mode, Outcome
 from vmxswitch.spec.region import ABORT_OFFSET, LAUNCH_OFFSET, field_offsets
 from vmxswitch.spec.tables import FIELDS
@@ -22,9 +25,10 @@ CPUID, RDMSR = 10, 31
 class Machine:
     """A simulated processor with instructions by name."""
 
-    def __init__(self, profile):
+    def __init__(self, profile, slots=1):
         self.profile = json.loads((PROFILES / f"{profile}.json").read_text())
-        self.port = PysimPort(Capabilities.from_profile(PROFILES / f"{profile}.json"))
+        self.port = PysimPort(replace(
+            Capabilities.from_profile(PROFILES / f"{profile}.json"), resident_vmcss=slots))
         self.revision = self.port.capabilities.revision
 
     def start(self, baseline=None, **writes):
@@ -66,6 +70,12 @@ def write(field, value):
 @pytest.fixture(scope="module")
 def machine():
     return Machine("skylake_x_64")
+
+
+@pytest.fixture(scope="module")
+def with_slots():
+    """A processor that holds two VMCSs."""
+    return Machine("skylake_x_64", slots=2)
 
 
 # --- latencies, in cycles from acceptance to the first cycle that shows the result ---
@@ -123,6 +133,38 @@ def test_vmread_and_vmwrite_go_one_per_cycle(machine):
 def test_other_instructions_without_memory_take_2_cycles(machine, name):
     machine.start("long64_A")
     assert machine(name, invalidation=2).cycles == 2
+
+
+def test_vmptrld_of_a_resident_vmcs_takes_2_cycles_and_an_entry_behind_it_3(with_slots):
+    machine = with_slots.start("long64_A", GUEST_RIP=0x1111)
+    machine.load(OTHER_REGION)
+    machine.write(**(dict(machine.profile["baselines"]["long64_A"]) | {"GUEST_RIP": 0x2222}))
+    for region, rip in ((REGION, 0x1111), (OTHER_REGION, 0x2222)):
+        switch, entry, leave = machine.port.execute_many([
+            Instruction("VMPTRLD", pointer=region), Instruction("VMLAUNCH"), Instruction("VMCALL")])
+        assert (switch.outcome, switch.cycles) == (Outcome.SUCCEED, 2)
+        assert (entry.outcome, entry.cycles) == (Outcome.ENTERED, 3)
+        assert (leave.outcome, leave.cycles) == (Outcome.EXIT, 2)
+        assert machine.read("GUEST_RIP") == rip
+        assert machine("VMPTRLD", pointer=region).cycles == 2  # which is current already
+
+
+def test_latencies_do_not_depend_on_the_number_of_slots(with_slots):
+    test_settled_entry_takes_2_cycles_and_exit_2(with_slots)
+    test_round_trip_takes_4_cycles(with_slots)
+    test_entry_right_after_a_write_takes_3_cycles_and_sees_it(with_slots)
+    test_entry_right_after_a_bad_write_is_refused(with_slots)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_vmptrld_of_another_vmcs_takes_2_cycles_per_word_and_a_few(request, slots):
+    machine = request.getfixturevalue({1: "machine", 2: "with_slots"}[slots])
+    machine.start("long64_A")
+    words = 1 + len(machine.port.capabilities.fields)  # launch state and fields
+    stores = slots == 1                                # else there is a free slot
+    answer = machine("VMPTRLD", pointer=OTHER_REGION)
+    assert (answer.outcome, answer.cycles) == (
+        Outcome.SUCCEED, 9 + 2 * words + stores * (2 * words + 2))
 
 
 # --- what is visible ---
@@ -321,7 +363,26 @@ def test_failing_msr_list_has_changed_nothing(machine):
     assert machine.port.read_registers()["STAR"] == 0
 
 
-# --- memory that answers with an error ---
+# --- memory that fails; at every transfer: tests/sim/test_memory_faults.py ---
+
+def test_memory_that_never_answers_is_given_up(machine):
+    machine.start("long64_A")
+    machine.port.set_faults({OTHER_REGION: Fault.HANG})
+    answer = machine("VMPTRLD", pointer=OTHER_REGION)
+    assert (answer.outcome, answer.cycles) == (Outcome.BUS_ERROR, BUS_TIMEOUT_CYC + 5)
+    machine.port.set_faults({})
+    assert machine("VMPTRLD", pointer=OTHER_REGION).outcome is Outcome.SUCCEED
+
+
+def test_the_timeout_is_a_parameter_of_the_unit():
+    capabilities = PRESETS["compact"]
+    port = PysimPort(capabilities, VmxUnit(capabilities, bus_timeout_cyc=7))
+    port.write_registers({"CR0": 0x8000_0031, "CR4": 0x2000, "IA32_FEATURE_CONTROL": 5,
+                          "CS_AR": 0xC09B, "SS_AR": 0xC093})
+    port.set_faults({VMXON_REGION: Fault.HANG})
+    answer = port.execute(Instruction("VMXON", pointer=VMXON_REGION))
+    assert (answer.outcome, answer.cycles) == (Outcome.BUS_ERROR, 7 + 5)
+
 
 def test_bus_error_at_vmxon_leaves_the_processor_outside_vmx_operation(machine):
     machine.start()

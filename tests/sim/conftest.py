@@ -16,20 +16,28 @@ PROFILES = Path(__file__).parents[1] / "cases" / "profiles"
 
 
 class Machine:
-    """The reference model of a recorded profile, in the profile's environment.
+    """A processor of a recorded profile, in the profile's environment; the reference model, if not
+    another ``port``.
 
     Its regions are at ``VMXON`` and above; the baselines use other memory. ``msrs`` are bits that
     its capability MSRs have beside the recorded ones, by index.
     """
     VMXON, VMCS = 0x30_0000, 0x30_1000
 
-    def __init__(self, profile, msrs=None):
+    def __init__(self, profile, msrs=None, port=None):
         self.profile = read_profile(PROFILES / f"{profile}.json")
         recorded = self.profile.capabilities
-        self.capabilities = recorded if msrs is None else replace(recorded, msrs={
-            index: value | msrs.get(index, 0) for index, value in recorded.msrs.items()})
-        self.port = Model(self.capabilities)
+        if port is None:
+            port = Model(recorded if msrs is None else replace(recorded, msrs={
+                index: value | msrs.get(index, 0) for index, value in recorded.msrs.items()}))
+        self.port, self.capabilities = port, port.capabilities
+        self.start()
+
+    def start(self):
+        """Reset, and the profile's environment."""
+        self.port.reset()
         Processor(self.port).set_up(self.profile.environment)
+        return self
 
     def region(self, address, bits=0):
         """Write a region's first word: the revision identifier and further bits."""
@@ -102,3 +110,9 @@ def machine():
             assert machine.do("VMLAUNCH").outcome == Outcome.ENTERED
         return machine
     return make
+
+
+@pytest.fixture(scope="session")
+def machine_on():
+    """A function that makes a :class:`Machine` of a recorded profile on a port."""
+    return lambda profile, port: Machine(profile, port=port)

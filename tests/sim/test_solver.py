@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from vmxswitch.sim.proof import Undecided, witness
+from vmxswitch.spec.proof import Undecided, witness
 from vmxswitch.sim.solver import Solver, distance, evaluate
 from vmxswitch.spec.capabilities import PRESETS
 from vmxswitch.spec.expression import Binary, Invert, parse, symbols, to_function

@@ -21,10 +21,11 @@ from .expression import Expression, ExpressionError, Macro, parse, symbols
 
 __all__ = [
     "CAPABILITY_MSRS", "CHECKS", "CONTROLS", "CONTROL_WORDS", "ERRORS", "EXIT_REASONS", "FIELDS",
-    "EXIT_INFORMATION", "FIELD_BY_ENCODING", "INSTRUCTIONS", "MSRS", "REGISTERS", "REGISTER_BITS",
-    "STAGES", "SYMBOLS", "SYMBOL_WIDTHS", "CapabilityMsr", "Check", "Control", "ControlWord",
-    "ExitInformation", "ExitReason", "Failure", "Field", "InstructionError", "InstructionRow",
-    "Msr", "NamedSymbol", "Register", "RegisterBits", "TableError", "expression", "implemented_reason",
+    "EXIT_INFORMATION", "FIELD_BY_ENCODING", "INSTRUCTIONS", "MSRS", "REGISTERS",
+    "REGISTER_BITS", "STAGES", "SYMBOLS", "SYMBOL_WIDTHS", "CapabilityMsr", "Check", "Control",
+    "ControlWord", "ExitInformation", "ExitReason", "Failure", "Field", "InstructionError",
+    "InstructionRow", "Msr", "NamedSymbol", "Register", "RegisterBits", "TableError",
+    "expression", "implemented_reason",
 ]
 
 NATURAL_BITS = 64  # architectural width of a natural-width field or register

@@ -6,11 +6,12 @@ are; :mod:`vmxswitch.spec.proof` decides. Facts: entry_checks.csv, msrs.csv.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from vmxswitch.spec.capabilities import LIST_STAGE, WRMSR_RULES
 from vmxswitch.spec.expression import Expression, Invert, bind, symbols
 from vmxswitch.spec.proof import Known, Undecided, know, known_bits, witness
-from vmxswitch.spec.tables import CHECKS, MSRS, SYMBOL_WIDTHS, expression
+from vmxswitch.spec.tables import CHECKS, FIELDS, MSRS, SYMBOL_WIDTHS, expression
 
 from .knowledge import Knowledge
 
@@ -43,8 +44,7 @@ class ListEntry:
 class Situation:
     """A VMCS as far as it is known, and a processor as far as it is known.
 
-    Has the interface of :class:`vmxswitch.firmware.prediction.Situation` that
-    :mod:`vmxswitch.firmware.cures` uses, with *fails* meaning: does not pass for certain.
+    As :class:`vmxswitch.firmware.cures.Situation`, where *fails* means: does not pass for certain.
 
     Parameters
     ----------
@@ -60,8 +60,11 @@ class Situation:
         self.knowledge, self.entries = knowledge, entries
         self.values = dict(values)
         self._known = knowledge.bits | _known(values)
-        self._tries = [knowledge.guess(number) | self.values for number in range(TRIES)]
         self._results: dict[str, bool | None] = {}
+
+    @cached_property
+    def _tries(self) -> list[dict[str, int]]:
+        return [self.knowledge.guess(number) | self.values for number in range(TRIES)]
 
     def result(self, check: str) -> bool | None:
         """True if the check passes, False if it fails, None if that is undecided."""
@@ -73,6 +76,32 @@ class Situation:
     def with_result(self, result: bool | None) -> tuple[str, ...]:
         """Ids of the checks that have a result, in table order."""
         return tuple(check for check in CHECKS if self.result(check) is result)
+
+    def having(self, changes: Mapping[str, int]) -> "Situation":
+        """The same with some values changed."""
+        changed = Situation.__new__(Situation)
+        changed.knowledge, changed.entries = self.knowledge, self.entries
+        changed.values = self.values | changes
+        changed._known = self._known | _known(changes)
+        changed._results = {check: result for check, result in self._results.items()
+                            if not CHECKS[check].symbols & changes.keys()}
+        return changed
+
+    def fails(self, check: str) -> bool:
+        """Whether a check does not pass for certain."""
+        return self.result(check) is not True
+
+    def failing(self) -> tuple[str, ...]:
+        """Ids of the checks that do not pass for certain, in table order."""
+        return tuple(check for check in CHECKS if self.fails(check))
+
+    def expression(self, check: str) -> Expression:
+        """What is 1 if the check fails."""
+        return self.knowledge.fails[check]
+
+    def width(self, symbol: str) -> int:
+        """Bits of a VMCS field whose value is known; 0 for anything else."""
+        return SYMBOL_WIDTHS[symbol] if symbol in self.values and symbol in FIELDS else 0
 
     def unknown(self, check: str) -> tuple[str, ...]:
         """Names of what an undecided check depends on."""

@@ -95,8 +95,8 @@ def _numbers(value: int) -> list[str]:
 
 def _controls(word: str, value: int) -> str:
     names = []
-    for control in CONTROLS.values():
-        if control.word == word and value >> control.low & (1 << control.high - control.low + 1) - 1:
+    for control in (control for control in CONTROLS.values() if control.word == word):
+        if value >> control.low & (1 << control.high - control.low + 1) - 1:
             if control.low != control.high or control.symbol.endswith(f"RESERVED_{control.low}"):
                 if not control.default1:
                     names += [f"reserved bit {bit}" for bit in range(control.low, control.high + 1)

@@ -61,9 +61,13 @@ class VmcsDump:
         Index and value of the MSR that Xen's head names for reason 34.
     failing_msr_reserved : int or None
         Bits 63:32 of that list entry.
+    msr_load_list : list[tuple[int, int, int]]
+        Our own form only: index, data and bits 63:32 of each entry.
     msr_lists : dict[str, list[tuple[int, int]]]
         ``guest autoload``, ``guest autostore``, ``autostore``, ``host autoload``: list of MSR
         index and value.
+    excerpt : bool
+        Our own form only: it does not claim to be complete.
     disputed : set[str]
         Fields printed twice with different values; they are not in ``fields``.
     problems : list[Problem]
@@ -84,7 +88,9 @@ class VmcsDump:
     qualification: int | None = None
     failing_msr: tuple[int, int] | None = None
     failing_msr_reserved: int | None = None
+    msr_load_list: list[tuple[int, int, int]] = field(default_factory=list)
     msr_lists: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    excerpt: bool = False
     disputed: set[str] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
     last_line: int = 0
@@ -335,9 +341,10 @@ class _Reader:
             ))
         for name, digits, end in found:
             if cut and end == len(texts[-1]) and short(name, digits):
-                self._dump.problems.append(Problem(
-                    number, f"{name.removeprefix('*')} = {digits!r} is cut off by the end of the text"
-                ))
+                symbol = name.removeprefix("*")
+                self._dump.problems.append(
+                    Problem(number, f"{symbol} = {digits!r} is cut off by the end of the text")
+                )
                 continue
             target = self._dump.effective if name.startswith("*") else self._dump.fields
             self._dump.put(target, name.removeprefix("*"), int(digits, 16), number)

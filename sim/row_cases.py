@@ -30,6 +30,7 @@ from vmxswitch.spec.expression import (
     to_function,
 )
 from vmxswitch.spec.operations import Answer, Instruction, Outcome
+from vmxswitch.spec.proof import witness
 from vmxswitch.spec.tables import (
     CAPABILITY_MSRS,
     CHECKS,
@@ -42,7 +43,6 @@ from vmxswitch.spec.tables import (
 )
 
 from .cases import Profile
-from vmxswitch.spec.proof import witness
 from .solver import Changes, Solver, distance, evaluate
 
 __all__ = [

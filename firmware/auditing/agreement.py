@@ -19,7 +19,7 @@ def compared(
     verdict: str, printed: str | None, qualification: int | None, undecided: Sequence[str],
     missing: Sequence[str], dump: VmcsDump,
 ) -> str:
-    """``agrees ...``, ``does not explain it: ...`` or ``nothing to compare: ...``, in a sentence."""
+    """``agrees: ...``, ``does not explain it: ...`` or ``nothing to compare: ...``."""
     if printed is None:
         return "nothing to compare: the text tells no error number and no exit reason"
     if printed == verdict:

@@ -1,8 +1,8 @@
 """Lines of logs, terminals and mails: what stands before a line's own words is taken away.
 
 Prefixes of any combination, quoting, CR LF and quoted-printable are understood, and a prefix that
-is not known is learnt from the line that begins a section. Input is bytes, so that a long log can be
-streamed; a line is decoded only if it may matter.
+is not known is learnt from the line that begins a section. Input is bytes, so that a long log can
+be streamed; a line is decoded only if it may matter.
 """
 
 import quopri

@@ -57,12 +57,10 @@ def _reasons(verdict, printed, qualification, undecided, missing):
     if not rows:
         yield f"no entry check ends in {printed}"
         return
-    open_rows = [row for row in rows if row in undecided]
     if qualification and kind == "reason":
         yield f"with qualification {qualification} it is the outcome of {_some(rows)}"
-    if open_rows:
-        yield (f"{len(open_rows)} of the rows that end so depend on what is not known "
-               f"({_some(open_rows)})")
+    if open_rows := [row for row in rows if row in undecided]:
+        yield f"of the rows that end so {_some(open_rows)} depend on what is not known"
     if missing:
         yield f"the text lacks {_some(missing)}"
     yield _NESTED

@@ -9,7 +9,7 @@ from .audit import Audit
 from .suspects import suspects
 from .words import hexadecimal
 
-__all__ = ["explained", "heading", "in_words", "text"]
+__all__ = ["explained", "heading", "in_words", "row", "text"]
 
 WIDTH = 100
 FORMATS = {"kvm": "KVM", "xen": "Xen", "haxm": "HAXM", "json": "JSON"}
@@ -17,23 +17,25 @@ FORMATS = {"kvm": "KVM", "xen": "Xen", "haxm": "HAXM", "json": "JSON"}
 
 def text(audit: Audit, source: str, explain: bool = False) -> str:
     """The report of one dump; with ``explain`` also what is undecided, and why."""
-    lines = [heading(audit, source), *_row("verdict", in_words(audit.verdict))]
-    lines += _row("reported", _reported(audit))
+    lines = [heading(audit, source), *row("verdict", in_words(audit.verdict))]
+    lines += row("reported", _reported(audit))
+    said = ""
     for finding in audit.failed:
-        lines += ["", *_row(finding.id, finding.demand)]
+        lines += ["", *row(finding.id, finding.demand)]
         for line in finding.lines:
-            lines += _row("", line)
+            lines += row("", line)
         if finding.cure:
             field, value = finding.cure
-            lines += _row("", f"passes with {field} = {hexadecimal(field, value)}")
-        if finding.hint:
-            lines += _row("", finding.hint)
-        lines += _row("", f"SDM vol. 3C, {finding.section}; ends in {finding.outcome}")
-    for row, why in suspects(audit):
-        lines += ["", *_row(f"{row}?", f"suspect: {CHECKS[row].demand}"), *_row("", why)]
-    lines += ["", *_row("undecided", _undecided(audit, explain))]
+            lines += row("", f"passes with {field} = {hexadecimal(field, value)}")
+        if finding.hint != said:  # once for several rows in a row
+            lines += row("", finding.hint)
+        said = finding.hint
+        lines += row("", f"SDM vol. 3C, {finding.section}")
+    for check, why in suspects(audit):
+        lines += ["", *row(f"{check}?", f"suspect: {CHECKS[check].demand}"), *row("", why)]
+    lines += ["", *row("undecided", _undecided(audit, explain))]
     for line, problem in audit.problems:
-        lines += _row("unread", f"line {line}: {problem}")
+        lines += row("unread", f"line {line}: {problem}")
     if explain:
         lines += ["", *explained(audit)]
     return "\n".join(lines)
@@ -53,11 +55,11 @@ def in_words(verdict: str) -> str:
     """A verdict with its meaning."""
     kind, _, number = verdict.partition(" ")
     if kind == "error":
-        row = ERRORS.get(int(number))
-        return f"VM-instruction error {number}: {row.meaning if row else 'no such error'}"
+        error = ERRORS.get(int(number))
+        return f"VM-instruction error {number}: {error.meaning if error else 'no such error'}"
     if kind == "reason":
-        row = EXIT_REASONS.get(int(number))
-        return f"exit reason {number}: {row.name if row else 'no such reason'}"
+        reason = EXIT_REASONS.get(int(number))
+        return f"exit reason {number}: {reason.name if reason else 'no such reason'}"
     return {"enters": "enters: no check fails, and the exit reason is that of a later exit",
             "undecided": "undecided: no check fails for certain"}[verdict]
 
@@ -87,6 +89,8 @@ def _undecided(audit: Audit, explain: bool) -> str:
             f"not printed or on capabilities that are not known{more}")
 
 
-def _row(head: str, words: str) -> list[str]:
-    return textwrap.wrap(words, WIDTH, initial_indent=f"{head:<11}", subsequent_indent=" " * 11,
-                         break_long_words=False, break_on_hyphens=False)
+def row(head: str, words: str, indent: int = 11) -> list[str]:
+    """Words wrapped behind a head."""
+    return textwrap.wrap(words, WIDTH, initial_indent=f"{head:<{indent}}",
+                         subsequent_indent=" " * indent, break_long_words=False,
+                         break_on_hyphens=False)

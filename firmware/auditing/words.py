@@ -10,11 +10,12 @@ from vmxswitch.spec.tables import (
     CONTROLS,
     ERRORS,
     EXIT_REASONS,
+    MSRS,
     REGISTER_BITS,
     SYMBOL_WIDTHS,
 )
 
-__all__ = ["decoded", "hexadecimal"]
+__all__ = ["bits_of", "decoded", "hexadecimal"]
 
 _WORD_OF_FIELD = {row.field: word for word, row in CONTROL_WORDS.items()}
 _SEGMENT_TYPES = (
@@ -54,20 +55,27 @@ def decoded(symbol: str, value: int) -> str:
         return _controls(_WORD_OF_FIELD[symbol], value)
     if symbol in _EVENT_FIELDS:
         return _event(value)
-    name = re.sub(r"^(GUEST|HOST|LIVE)_(IA32_)?", "", symbol)
     special = {
-        "ACTIVITY_STATE": _activity, "VM_EXIT_REASON": _reason, "VM_INSTRUCTION_ERROR": _error,
-        "EPT_POINTER": _ept_pointer,
+        "GUEST_ACTIVITY_STATE": _activity, "VM_EXIT_REASON": _reason, "EPT_POINTER": _ept_pointer,
+        "VM_INSTRUCTION_ERROR": _error, "LIST_INDEX": _msr,
     }
-    if name in special:
-        return special[name](value)
-    if name.endswith("_AR"):
+    if symbol in special:
+        return special[symbol](value)
+    name = bits_of(symbol)
+    if name == "AR":
         return _access_rights(value)
-    if name.endswith("_SELECTOR"):
+    if name == "SELECTOR":
         return f"index {value >> 3}, TI={value >> 2 & 1}, RPL={value & 3}"
-    name = {"INTERRUPTIBILITY_STATE": "INTERRUPTIBILITY",
-            "PENDING_DBG_EXCEPTIONS": "PENDING_DBG"}.get(name, name)
     return _bits(name, value) if name in REGISTER_BITS else ""
+
+
+def bits_of(symbol: str) -> str:
+    """Under which name ``REGISTER_BITS`` has the bits of a field or register, if it has them."""
+    if symbol in _EVENT_FIELDS:
+        return "INTR_INFO"
+    if match := re.search(r"_(AR|SELECTOR)$", symbol):
+        return match[1]
+    return re.sub(r"^(GUEST|HOST|LIVE)_(IA32_)?|_(READ_SHADOW|STATE|EXCEPTIONS)$", "", symbol)
 
 
 def _bits(register: str, value: int) -> str:
@@ -142,6 +150,10 @@ def _reason(value: int) -> str:
              f"{number}, no such reason"]
     words += [row.name for row in REGISTER_BITS["VM_EXIT_REASON"] if value >> row.low & 1]
     return ", ".join(words)
+
+
+def _msr(value: int) -> str:
+    return next((f"MSR {msr.name}" for msr in MSRS if msr.first <= value <= msr.last), "")
 
 
 def _error(value: int) -> str:

@@ -17,7 +17,7 @@ _NESTED = ("a hypervisor below may have refused it by checks of its own, if this
 
 def compared(
     verdict: str, printed: str | None, qualification: int | None, undecided: Sequence[str],
-    missing: Sequence[str], dump: VmcsDump,
+    missing: Sequence[str], dump: VmcsDump, measured: bool,
 ) -> str:
     """``agrees: ...``, ``does not explain it: ...`` or ``nothing to compare: ...``."""
     if printed is None:
@@ -25,9 +25,13 @@ def compared(
     if printed == verdict:
         return f"agrees: the text reports {printed} too"
     if printed == "enters":
-        return _after_success(verdict, missing, dump)
-    return "does not explain it: " + "; ".join(
-        _reasons(verdict, printed, qualification, undecided, missing))
+        words = _after_success(verdict, missing, dump)
+    else:
+        words = "does not explain it: " + "; ".join(
+            _reasons(verdict, printed, qualification, undecided, missing))
+    if measured and verdict not in ("undecided", printed):
+        words += "; or the capabilities given are not those of this processor"
+    return words
 
 
 def _after_success(verdict: str, missing: Sequence[str], dump: VmcsDump) -> str:

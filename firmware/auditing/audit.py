@@ -5,6 +5,7 @@ Facts: entry_checks.csv, exit_reasons.csv, instruction_errors.csv.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.tables import CHECKS, STAGES
@@ -175,7 +176,9 @@ def audit_lines(
         yield _audited(dump, knowledge, name)
 
 
+@cache
 def _knowledge(processor: Knowledge | Capabilities | None) -> Knowledge:
+    """Always the same object for a processor, for it keeps what it has worked out."""
     if processor is None:
         return Knowledge.assumed()
     return Knowledge.of(processor) if isinstance(processor, Capabilities) else processor
@@ -194,10 +197,11 @@ def _audited(dump: VmcsDump, knowledge: Knowledge, name: str) -> Audit:
     if verdict == "undecided" and not missing and printed == "enters" and not dump.failed:
         verdict = "enters"
     undecided = situation.with_result(None)
-    return Audit(
-        dump, knowledge, verdict, qualification, failed, undecided, printed,
-        agreement.compared(verdict, printed, qualification, undecided, missing, dump),
-        missing, situation)
+    compared = agreement.compared(verdict, printed, qualification, undecided, missing, dump,
+                                  knowledge.measured)
+    situation.forget_guesses()
+    return Audit(dump, knowledge, verdict, qualification, failed, undecided, printed, compared,
+                 missing, situation)
 
 
 def _printed(dump: VmcsDump) -> str | None:

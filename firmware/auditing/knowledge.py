@@ -97,6 +97,11 @@ class Knowledge:
         """Everything, of a preset or a recorded profile."""
         return cls(capabilities.name, capabilities.constants, {}, capabilities)
 
+    @property
+    def measured(self) -> bool:
+        """Whether capabilities of a certain processor were given."""
+        return self.numbers.keys() & CAPABILITY_MSRS.keys() != set()
+
     def with_physical_width(self, bits: int) -> "Knowledge":
         """The same with another physical-address width."""
         if not LEAST_PHYSICAL_BITS <= bits <= MOST_PHYSICAL_BITS:

@@ -66,6 +66,10 @@ class Situation:
     def _tries(self) -> list[dict[str, int]]:
         return [self.knowledge.guess(number) | self.values for number in range(TRIES)]
 
+    def forget_guesses(self) -> None:
+        """Free memory; what was worked out stays."""
+        self.__dict__.pop("_tries", None)
+
     def result(self, check: str) -> bool | None:
         """True if the check passes, False if it fails, None if that is undecided."""
         if check not in self._results:

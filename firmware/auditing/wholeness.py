@@ -62,6 +62,8 @@ def missing(dump: VmcsDump) -> list[str]:
         absent = ["order of the sections"]
     absent += [field for field in _ALWAYS if field not in dump.fields]
     under = _UNDER | _KVM_UNDER if dump.format == "kvm" else _UNDER
+    if "EPTP_INDEX" in dump.fields:  # a Xen that ends the last line with the VM-function controls
+        under = under | {"PROC2_ENABLE_VPID": ("VPID", "VM_FUNCTION_CONTROLS")}
     for control, fields in under.items():
         if _is_1(control, dump.fields):
             absent += [field for field in fields if field not in dump.fields]

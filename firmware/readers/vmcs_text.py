@@ -149,6 +149,7 @@ _MSR_ENTRY = re.compile(r"\d{1,4}: msr=0x([0-9a-f]{1,8}) value=0x([0-9a-f]{1,16}
 _HAXM = re.compile(
     r"haxm_\w+:\s+([0-9a-fA-F]{4}) ([A-Z]\w*): ([0-9a-fA-F]{1,16})\s*$", re.MULTILINE
 )
+_HAXM_WRAPPED = re.compile(r"haxm_\w+:\s+[0-9a-fA-F]{4}(?: [A-Z]\w*:?)?\s*$")
 _QEMU_REGISTERS = re.compile(r"[ER]AX=")  # software state, no VMCS
 
 _MAX_CONTINUATIONS = 3  # lines; a wrapped line of 120 columns fits in
@@ -205,6 +206,7 @@ class _Reader:
     def __init__(self):
         self._dump: VmcsDump | None = None  # the last one of KVM or Xen
         self._haxm: VmcsDump | None = None
+        self._haxm_wrapped = ""  # a line that a mail program has broken
         self._head: dict = {}  # facts of head lines that wait for their dump
         self._head_line = 0
         self._head_may_follow = False  # it may also belong to the dump before it
@@ -217,12 +219,15 @@ class _Reader:
     @property
     def inside(self) -> bool:
         """Whether the next line may belong to a section that is open."""
-        return self._section is not None
+        return self._section is not None or bool(self._haxm_wrapped)
 
     def take(self, line: Line) -> Iterator[VmcsDump]:
         """Read one line; yields a dump that has ended."""
-        if "haxm_" in line.payload and (match := _HAXM.search(line.payload)):
+        payload, self._haxm_wrapped = f"{self._haxm_wrapped} {line.payload}".strip(), ""
+        if "haxm_" in payload and (match := _HAXM.search(payload)):
             yield from self._take_haxm(match, line.number)
+        elif "haxm_" in line.payload and _HAXM_WRAPPED.search(line.payload):
+            self._haxm_wrapped = line.payload
         elif match := _SECTION_HEAD.search(line.payload):
             self._flush()
             yield from self._open(match[1], line)

@@ -1,0 +1,386 @@
+"""VMCS dumps as every version of KVM, Xen and HAXM prints them, and what logs and mails make of them.
+
+A test gives values; :data:`VERSIONS` says who prints which of them and how.
+"""
+
+import random
+import textwrap
+
+from vmxswitch.spec import tables
+
+KVM_SEGMENTS = ("CS", "DS", "SS", "ES", "FS", "GS")
+
+
+def values(seed):
+    """A value for every field, some of them as wide as they can be."""
+    source = random.Random(seed)
+    found = {}
+    for name, row in tables.FIELDS.items():
+        if not row.is_high:
+            found[name] = source.choice([
+                source.getrandbits(row.bits), source.getrandbits(8), 0, (1 << row.bits) - 1])
+    found["VM_EXIT_REASON"] = source.choice([0x80000021, 0x30, 0xC])
+    for name in ("POSTED_INTR_NOTIFICATION_VECTOR", "TPR_THRESHOLD"):
+        found[name] = source.getrandbits(8)
+    found["CR3_TARGET_COUNT"] = source.randrange(5)
+    for name in ("GUEST_IA32_SYSENTER_CS", "HOST_IA32_SYSENTER_CS"):
+        found[name] = source.getrandbits(16)
+    return found
+
+
+class Writer:
+    """Writes lines and notes which fields it has written."""
+
+    def __init__(self, values):
+        self.values, self.written, self.lines = values, set(), []
+
+    def x(self, name, digits):
+        self.written.add(name)
+        return f"{self.values[name]:0{digits}x}"
+
+    def line(self, template, *names):
+        """``{}`` in the template: ``NAME:digits``."""
+        self.lines.append(template.format(*(
+            self.x(*((name.split(":")[0], int(name.split(":")[1]))))
+            for name in names)))
+
+    def area_system(self, area):
+        a = f"{area}_IA32_SYSENTER"
+        self.line("Sysenter RSP={} CS:RIP={}:{}", f"{a}_ESP:16", f"{a}_CS:4", f"{a}_EIP:16")
+
+
+def kvm(values, version):
+    """Lines of KVM's ``dump_vmcs`` of a version such as (5, 15), all controls on."""
+    w = Writer(values)
+    new = version >= (5, 12)
+    if version >= (5, 15):
+        w.line("VMCS 00000000f971be22, last attempted VM-entry on CPU 3")
+    w.line("*** Guest State ***")
+    for cr in ("CR0", "CR4"):
+        w.line(f"{cr}: actual=0x{{}}, shadow=0x{{}}, gh_mask={{}}", f"GUEST_{cr}:16",
+               f"{cr}_READ_SHADOW:16", f"{cr}_GUEST_HOST_MASK:16")
+    w.line("CR3 = 0x{}", "GUEST_CR3:16")
+    for n in (0, 2):
+        w.line(f"PDPTR{n} = 0x{{}}  PDPTR{n + 1} = 0x{{}}", f"GUEST_PDPTE{n}:16",
+               f"GUEST_PDPTE{n + 1}:16")
+    w.line("RSP = 0x{}  RIP = 0x{}", "GUEST_RSP:16", "GUEST_RIP:16")
+    w.line("RFLAGS=0x{}         DR7 = 0x{}", "GUEST_RFLAGS:8", "GUEST_DR7:16")
+    w.area_system("GUEST")
+    for name in (*KVM_SEGMENTS, "GDTR", "LDTR", "IDTR", "TR"):
+        if name in ("GDTR", "IDTR"):
+            w.line(f"{name}:                           limit=0x{{}}, base=0x{{}}",
+                   f"GUEST_{name}_LIMIT:8", f"GUEST_{name}_BASE:16")
+        else:
+            g = f"GUEST_{name}"
+            w.line(f"{name + ':':<6}sel=0x{{}}, attr=0x{{}}, limit=0x{{}}, base=0x{{}}",
+                   f"{g}_SELECTOR:4", f"{g}_AR:5", f"{g}_LIMIT:8", f"{g}_BASE:16")
+    if new:
+        w.line("EFER= 0x{}", "GUEST_IA32_EFER:16")
+        w.line("PAT = 0x{}", "GUEST_IA32_PAT:16")
+    else:
+        w.line("EFER =     0x{}  PAT = 0x{}", "GUEST_IA32_EFER:16", "GUEST_IA32_PAT:16")
+    w.line("DebugCtl = 0x{}  DebugExceptions = 0x{}", "GUEST_IA32_DEBUGCTL:16",
+           "GUEST_PENDING_DBG_EXCEPTIONS:16")
+    w.line("PerfGlobCtl = 0x{}", "GUEST_IA32_PERF_GLOBAL_CTRL:16")
+    w.line("BndCfgS = 0x{}", "GUEST_IA32_BNDCFGS:16")
+    w.line("Interruptibility = {}  ActivityState = {}", "GUEST_INTERRUPTIBILITY_STATE:8",
+           "GUEST_ACTIVITY_STATE:8")
+    w.line("InterruptStatus = {}", "GUEST_INTERRUPT_STATUS:4")
+    if new:
+        autostore = "MSR autostore:" if version >= (6, 10) else "MSR guest autostore:"
+        for head in ("MSR guest autoload:", autostore):
+            w.line(head)
+            w.lines.append("   0: msr=0x00000600 value=0x0000000000001000")
+    if version >= (6, 18):
+        w.line("S_CET = 0x{}, SSP = 0x{}, SSP TABLE = 0x{}", "GUEST_IA32_S_CET:16", "GUEST_SSP:16",
+               "GUEST_INTERRUPT_SSP_TABLE_ADDR:16")
+    w.line("*** Host State ***")
+    w.line("RIP = 0x{}  RSP = 0x{}", "HOST_RIP:16", "HOST_RSP:16")
+    kvm_host(w)
+    if new:
+        w.line("EFER= 0x{}", "HOST_IA32_EFER:16")
+        w.line("PAT = 0x{}", "HOST_IA32_PAT:16")
+    else:
+        w.line("EFER = 0x{}  PAT = 0x{}", "HOST_IA32_EFER:16", "HOST_IA32_PAT:16")
+    w.line("PerfGlobCtl = 0x{}", "HOST_IA32_PERF_GLOBAL_CTRL:16")
+    if new:
+        w.line("MSR host autoload:")
+        w.lines.append("   0: msr=0x00000600 value=0x0000000000002000")
+    if version >= (6, 18):
+        w.line("S_CET = 0x{}, SSP = 0x{}, SSP TABLE = 0x{}", "HOST_IA32_S_CET:16", "HOST_SSP:16",
+               "HOST_INTERRUPT_SSP_TABLE_ADDR:16")
+    w.line("*** Control State ***")
+    controls(w, version)
+    exits(w)
+    w.line("TSC Offset = 0x{}", "TSC_OFFSET:16")
+    w.line("TSC Multiplier = 0x{}", "TSC_MULTIPLIER:16")
+    if version >= (5, 2):
+        status = values["GUEST_INTERRUPT_STATUS"]
+        lead = f"SVI|RVI = {status >> 8:02x}|{status & 0xFF:02x} "
+        w.line(f"{lead}TPR Threshold = 0x{{}}", "TPR_THRESHOLD:2")
+        w.line("APIC-access addr = 0x{} virt-APIC addr = 0x{}", "APIC_ACCESS_ADDR:16",
+               "VIRTUAL_APIC_ADDR:16")
+    else:
+        w.line("TPR Threshold = 0x{}", "TPR_THRESHOLD:2")
+    w.line("PostedIntrVec = 0x{}", "POSTED_INTR_NOTIFICATION_VECTOR:2")
+    w.line("EPT pointer = 0x{}", "EPT_POINTER:16")
+    if version < (5, 6):
+        w.line("CR3 target0={} target1={}", "CR3_TARGET_VALUE0:16", "CR3_TARGET_VALUE1:16")
+    w.line("PLE Gap={} Window={}", "PLE_GAP:8", "PLE_WINDOW:8")
+    w.line("Virtual processor ID = 0x{}", "VPID:4")
+    if version >= (6, 10):
+        w.line("VE info address = 0x{}", "VE_INFO_ADDR:16")
+        w.line("ve_info: 0x00000000 0xffffffff 0x0000000000000000 0x0000000000000000 "
+               "0x0000000000000000 0x0000")
+    return w
+
+
+def kvm_host(w):
+    w.line("CS={} SS={} DS={} ES={} FS={} GS={} TR={}", *(
+        f"HOST_{name}_SELECTOR:4" for name in ("CS", "SS", "DS", "ES", "FS", "GS", "TR")))
+    host_bases(w)
+
+
+def host_bases(w):
+    w.line("FSBase={} GSBase={} TRBase={}", *(f"HOST_{n}_BASE:16" for n in ("FS", "GS", "TR")))
+    w.line("GDTBase={} IDTBase={}", "HOST_GDTR_BASE:16", "HOST_IDTR_BASE:16")
+    w.line("CR0={} CR3={} CR4={}", "HOST_CR0:16", "HOST_CR3:16", "HOST_CR4:16")
+    w.area_system("HOST")
+
+
+def controls(w, version):
+    pin, cpu, second = "PIN_BASED_CTLS:8", "PRIMARY_PROC_BASED_CTLS:8", "SECONDARY_PROC_BASED_CTLS:8"
+    if version < (6, 0):
+        w.line("PinBased={} CPUBased={} SecondaryExec={}", pin, cpu, second)
+        w.line("EntryControls={} ExitControls={}", "VM_ENTRY_CTLS:8", "VM_EXIT_CTLS:8")
+    else:
+        w.line("CPUBased=0x{} SecondaryExec=0x{} TertiaryExec=0x{}", cpu, second,
+               "TERTIARY_PROC_BASED_CTLS:16")
+        if version < (7, 0):
+            w.line("PinBased=0x{} EntryControls={} ExitControls={}", pin, "VM_ENTRY_CTLS:8",
+                   "VM_EXIT_CTLS:8")
+        else:  # patches for FRED
+            w.line("PinBased=0x{} EntryControls=0x{}", pin, "VM_ENTRY_CTLS:8")
+            w.line("ExitControls=0x{} SecondaryExitControls=0x{}", "VM_EXIT_CTLS:8",
+                   "SECONDARY_VM_EXIT_CTLS:16")
+    w.line("ExceptionBitmap={} PFECmask={} PFECmatch={}", "EXCEPTION_BITMAP:8",
+           "PAGE_FAULT_ERROR_CODE_MASK:8", "PAGE_FAULT_ERROR_CODE_MATCH:8")
+
+
+def exits(w):
+    w.line("VMEntry: intr_info={} errcode={} ilen={}", "VM_ENTRY_INTR_INFO:8",
+           "VM_ENTRY_EXCEPTION_ERROR_CODE:8", "VM_ENTRY_INSTRUCTION_LENGTH:8")
+    w.line("VMExit: intr_info={} errcode={} ilen={}", "VM_EXIT_INTR_INFO:8",
+           "VM_EXIT_INTR_ERROR_CODE:8", "VM_EXIT_INSTRUCTION_LENGTH:8")
+    w.line("        reason={} qualification={}", "VM_EXIT_REASON:8", "EXIT_QUALIFICATION:16")
+    w.line("IDTVectoring: info={} errcode={}", "IDT_VECTORING_INFO:8", "IDT_VECTORING_ERROR_CODE:8")
+
+
+def xen(values, version):
+    """Lines of Xen's ``vmcs_dump_vcpu``, with the head and the end of a failed entry."""
+    w = Writer(values)
+    w.line("d1v0 vmentry failure (reason 0x80000021): Invalid guest state (0)")
+    w.line("************* VMCS Area **************")
+    w.line("*** Guest State ***")
+    for cr in ("CR0", "CR4"):
+        w.line(f"{cr}: actual=0x{{}}, shadow=0x{{}}, gh_mask={{}}", f"GUEST_{cr}:16",
+               f"{cr}_READ_SHADOW:16", f"{cr}_GUEST_HOST_MASK:16")
+    (xen_guest if version >= (4, 6) else old_xen_guest)(w, version)
+    w.line("*** Host State ***")
+    if version >= (4, 6):
+        w.line("RIP = 0x{} (vmx_asm_vmexit_handler)  RSP = 0x{}", "HOST_RIP:16", "HOST_RSP:16")
+        kvm_host(w)
+        w.line("EFER = 0x{}  PAT = 0x{}", "HOST_IA32_EFER:16", "HOST_IA32_PAT:16")
+        w.line("PerfGlobCtl = 0x{}", "HOST_IA32_PERF_GLOBAL_CTRL:16")
+    else:
+        w.line("RSP = 0x{}  RIP = 0x{}", "HOST_RSP:16", "HOST_RIP:16")
+        w.line("CS={} DS={} ES={} FS={} GS={} SS={} TR={}", *(
+            f"HOST_{name}_SELECTOR:4" for name in ("CS", "DS", "ES", "FS", "GS", "SS", "TR")))
+        host_bases(w)
+        w.line("Host PAT = 0x{}", "HOST_IA32_PAT:16")
+    w.line("*** Control State ***")
+    if version >= (4, 20):
+        w.line("PinBased={} CPUBased={}", "PIN_BASED_CTLS:8", "PRIMARY_PROC_BASED_CTLS:8")
+        w.line("SecondaryExec={} TertiaryExec={}", "SECONDARY_PROC_BASED_CTLS:8",
+               "TERTIARY_PROC_BASED_CTLS:16")
+    else:
+        w.line("PinBased={} CPUBased={} SecondaryExec={}", "PIN_BASED_CTLS:8",
+               "PRIMARY_PROC_BASED_CTLS:8", "SECONDARY_PROC_BASED_CTLS:8")
+    w.line("EntryControls={} ExitControls={}", "VM_ENTRY_CTLS:8", "VM_EXIT_CTLS:8")
+    if version < (4, 6):
+        w.line("ExceptionBitmap={}", "EXCEPTION_BITMAP:8")
+    else:
+        w.line("ExceptionBitmap={} PFECmask={} PFECmatch={}", "EXCEPTION_BITMAP:8",
+               "PAGE_FAULT_ERROR_CODE_MASK:8", "PAGE_FAULT_ERROR_CODE_MATCH:8")
+    exits(w)
+    if version < (4, 6):
+        w.line("TPR Threshold = 0x{}", "TPR_THRESHOLD:2")
+        w.line("EPT pointer = 0x{}", "EPT_POINTER:16")
+        w.line("Virtual processor ID = 0x{}", "VPID:4")
+    else:
+        w.line("TSC Offset = 0x{}  TSC Multiplier = 0x{}", "TSC_OFFSET:16", "TSC_MULTIPLIER:16")
+        w.line("TPR Threshold = 0x{}  PostedIntrVec = 0x{}", "TPR_THRESHOLD:2",
+               "POSTED_INTR_NOTIFICATION_VECTOR:2")
+        w.line("EPT pointer = 0x{}  EPTP index = 0x{}", "EPT_POINTER:16", "EPTP_INDEX:4")
+        w.line("CR3 target0={} target1={}", "CR3_TARGET_VALUE0:16", "CR3_TARGET_VALUE1:16")
+        w.line("CR3 target2={}", "CR3_TARGET_VALUE2:16")
+        w.line("PLE Gap={} Window={}", "PLE_GAP:8", "PLE_WINDOW:8")
+        w.line("Virtual processor ID = 0x{} VMfunc controls = {}", "VPID:4",
+               "VM_FUNCTION_CONTROLS:16")
+    w.line("**************************************")
+    return w
+
+
+def xen_guest(w, version):
+    w.line("CR3 = 0x{}", "GUEST_CR3:16")
+    for n in (0, 2):
+        w.line(f"PDPTE{n} = 0x{{}}  PDPTE{n + 1} = 0x{{}}", f"GUEST_PDPTE{n}:16",
+               f"GUEST_PDPTE{n + 1}:16")
+    w.line("RSP = 0x{} (0x0000000000000001)  RIP = 0x{} (0x0000000000000002)", "GUEST_RSP:16",
+           "GUEST_RIP:16")
+    w.line("RFLAGS=0x{} (0x00000003)  DR7 = 0x{}", "GUEST_RFLAGS:8", "GUEST_DR7:16")
+    w.area_system("GUEST")
+    w.line("       sel  attr  limit   base")
+    for name in (*KVM_SEGMENTS, "GDTR", "LDTR", "IDTR", "TR"):
+        if name in ("GDTR", "IDTR"):
+            w.line(f"{name:>4}:            {{}} {{}}", f"GUEST_{name}_LIMIT:8",
+                   f"GUEST_{name}_BASE:16")
+        else:
+            w.line(f"{name:>4}: {{}} {{}} {{}} {{}}", f"GUEST_{name}_SELECTOR:4",
+                   f"GUEST_{name}_AR:5", f"GUEST_{name}_LIMIT:8", f"GUEST_{name}_BASE:16")
+    efer = "EFER(VMCS)" if version >= (4, 12) else "EFER"
+    w.line(f"{efer} = 0x{{}}  PAT = 0x{{}}", "GUEST_IA32_EFER:16", "GUEST_IA32_PAT:16")
+    w.line("PreemptionTimer = 0x{}  SM Base = 0x{}", "VMX_PREEMPTION_TIMER_VALUE:8",
+           "GUEST_SMBASE:8")
+    w.line("DebugCtl = 0x{}  DebugExceptions = 0x{}", "GUEST_IA32_DEBUGCTL:16",
+           "GUEST_PENDING_DBG_EXCEPTIONS:16")
+    w.line("PerfGlobCtl = 0x{}  BndCfgS = 0x{}", "GUEST_IA32_PERF_GLOBAL_CTRL:16",
+           "GUEST_IA32_BNDCFGS:16")
+    w.line("Interruptibility = {}  ActivityState = {}", "GUEST_INTERRUPTIBILITY_STATE:8",
+           "GUEST_ACTIVITY_STATE:8")
+    w.line("InterruptStatus = {}", "GUEST_INTERRUPT_STATUS:4")
+    if version >= (4, 20):
+        w.line("SPEC_CTRL mask = 0x{}  shadow = 0x{}", "SPEC_CTRL_MASK:16", "SPEC_CTRL_SHADOW:16")
+
+
+def old_xen_guest(w, _):
+    """Up to about 4.5."""
+    w.written |= {"GUEST_CR3", "CR3_TARGET_COUNT"}
+    w.lines.append(f"CR3: actual=0x{w.values['GUEST_CR3']:016x}, "
+                   f"target_count={w.values['CR3_TARGET_COUNT']}")
+    for n in (0, 2):
+        w.line(f"     target{n}={{}}, target{n + 1}={{}}", f"CR3_TARGET_VALUE{n}:16",
+               f"CR3_TARGET_VALUE{n + 1}:16")
+    w.line("RSP = 0x{} (0x0000000000000001)  RIP = 0x{} (0x0000000000000002)", "GUEST_RSP:16",
+           "GUEST_RIP:16")
+    w.line("RFLAGS=0x{} (0x0000000000000003)  DR7 = 0x{}", "GUEST_RFLAGS:16", "GUEST_DR7:16")
+    w.area_system("GUEST")
+    for name in (*KVM_SEGMENTS, "GDTR", "LDTR", "IDTR", "TR"):
+        if name in ("GDTR", "IDTR"):
+            w.line(f"{name}:                           limit=0x{{}}, base=0x{{}}",
+                   f"GUEST_{name}_LIMIT:8", f"GUEST_{name}_BASE:16")
+        else:
+            g = f"GUEST_{name}"
+            w.line(f"{name}: sel=0x{{}}, attr=0x{{}}, limit=0x{{}}, base=0x{{}}",
+                   f"{g}_SELECTOR:4", f"{g}_AR:5", f"{g}_LIMIT:8", f"{g}_BASE:16")
+    w.line("Guest PAT = 0x{}", "GUEST_IA32_PAT:16")
+    w.line("TSC Offset = {}", "TSC_OFFSET:16")
+    w.line("DebugCtl={} DebugExceptions={}", "GUEST_IA32_DEBUGCTL:16",
+           "GUEST_PENDING_DBG_EXCEPTIONS:16")
+    w.line("Interruptibility={} ActivityState={}", "GUEST_INTERRUPTIBILITY_STATE:4",
+           "GUEST_ACTIVITY_STATE:4")
+
+
+def haxm(values, level):
+    """Every field that the tables know, by encoding; names do not matter."""
+    w = Writer(values)
+    for name, row in tables.FIELDS.items():
+        if not row.is_high:
+            w.lines.append(f"haxm_{level}: {row.encoding:04x} {name}: {values[name]:x}")
+            w.written.add(name)
+    return w
+
+
+#: Name -> how to write it.
+VERSIONS = {
+    **{f"kvm-{major}.{minor}": (kvm, (major, minor)) for major, minor in (
+        (4, 4), (4, 15), (5, 2), (5, 4), (5, 10), (5, 12), (5, 15), (6, 0), (6, 3), (6, 10),
+        (6, 18), (7, 0))},
+    **{f"xen-4.{minor}": (xen, (4, minor)) for minor in (4, 6, 8, 11, 12, 17, 20)},
+    "haxm-error": (haxm, "error"), "haxm-warning": (haxm, "warning"),
+}
+
+
+def stamped(stamp):
+    """Each line behind a prefix; ``%`` in it counts."""
+    return lambda lines: [stamp.replace("%", f"{number:06}") + line
+                          for number, line in enumerate(lines)]
+
+
+def wrapped(width, lead):
+    """Each line wrapped by a mail program, as quoted text."""
+    def wrap(lines):
+        return [lead + piece for line in lines
+                for piece in textwrap.wrap(line, width, break_long_words=False,
+                                           break_on_hyphens=False, drop_whitespace=True) or [""]]
+    return wrap
+
+
+def quoted_printable(lines):
+    """As mail programs send it: = and no-break spaces escaped, long lines broken anywhere."""
+    sent = []
+    for line in lines:
+        line = line.replace("=", "=3D").replace("  ", "=C2=A0 ")
+        while len(line) > 75:
+            at = 70
+            while "=" in line[at - 2:at]:
+                at -= 1
+            sent.append(line[:at] + "=")
+            line = line[at:]
+        sent.append(line)
+    return sent
+
+
+#: Name -> what a log or a mail does to the lines of a dump.
+DISGUISES = {
+    "bare": lambda lines: lines,
+    "syslog": stamped("Sep  8 22:52:20 testhost kernel: "),
+    "syslog-dmesg": stamped("Sep  8 22:52:20 testhost kernel: [10639.%] "),
+    "journal": stamped("Nov 02 14:09:46 host-1.example kernel: "),
+    "journal-precise": stamped("Nov 02 14:09:46.123456 host kernel: "),
+    "journal-iso": stamped("2019-11-02T14:09:46+0100 host kernel: "),
+    "journal-iso-precise": stamped("2019-11-02T14:09:46.%+01:00 host kernel: "),
+    "journal-unix": stamped("1572700186.% host kernel: "),
+    "journal-monotonic": stamped("[ 2311.%] host kernel: "),
+    "dmesg": stamped("[ 2311.%] "),
+    "dmesg-caller": stamped("[28040.%][T78789] "),
+    "dmesg-cpu": stamped("[28040.%][   C12] "),
+    "dmesg-raw": stamped("<3>[28040.%] "),
+    "dmesg-time": stamped("[Sat Nov  2 14:09:46 2019] "),
+    "dmesg-decoded": stamped("kern  :err   : [28040.%] "),
+    "kvm_intel": stamped("kvm_intel: "),
+    "dmesg-kvm_intel": stamped("[28040.%] kvm_intel: "),
+    "syslog-kvm_intel": stamped("Jun 24 17:25:51 testhost kernel: [28040.%][T1] kvm_intel: "),
+    "xen": stamped("(XEN) "),
+    "xen-date": stamped("(XEN) [2019-11-02 14:09:46] "),
+    "xen-date-ms": stamped("(XEN) [2026-08-02 14:09:46.123] "),
+    "xen-uptime": stamped("(XEN) [ 3158.%] "),
+    "quoted": stamped("> "),
+    "quoted-twice": stamped(">> > "),
+    "quoted-xen": stamped("> (XEN) "),
+    "quoted-syslog": stamped("> Sep  8 22:52:20 testhost kernel: [10639.%] "),
+    "html": stamped("&gt; "),
+    "unknown-prefix": stamped("ttyS0 2024/05/01 10:11:% |kernel| "),
+    "wrapped-72": wrapped(72, "> "),
+    "wrapped-76": wrapped(76, ""),
+    "wrapped-78": wrapped(78, "> > "),
+    "wrapped-dmesg": lambda lines: wrapped(76, "> ")(stamped("[28040.%] ")(lines)),
+    "wrapped-xen": lambda lines: wrapped(72, "> ")(stamped("(XEN) ")(lines)),
+    "quoted-printable": quoted_printable,
+    "quoted-printable-quoted": lambda lines: quoted_printable(stamped("> ")(lines)),
+    "crlf": lambda lines: [line + "\r" for line in lines],
+    "console": lambda lines: [line + "\r\r" for line in lines],
+    "trailing-blanks": lambda lines: [line + "  \t" for line in lines],
+    "noise": lambda lines: [piece for number, line in enumerate(lines)
+                            for piece in (line, f"audit: type=1400 audit({number}): a=CR3 = 0x1")],
+}

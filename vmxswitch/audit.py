@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmxswitch import subjects
+from vmxswitch.checkout import PROFILES
 from vmxswitch.firmware.auditing import (
     Audit,
     Knowledge,
@@ -54,7 +54,7 @@ def run(arguments):
 def _audits(source: str, knowledge: Knowledge) -> Iterator[Audit]:
     """The audits of one file, or of standard input."""
     name = "standard input" if source == "-" else source
-    count = 0
+    empty = True
     try:
         with (sys.stdin.buffer if source == "-" else Path(source).open("rb")) as file:
             start = file.peek(4096)[:4096]
@@ -65,14 +65,15 @@ def _audits(source: str, knowledge: Knowledge) -> Iterator[Audit]:
                 found = audit(content.decode("utf-8-sig", "replace"), knowledge, name)
             else:
                 found = audit_lines(_lines(file, start), knowledge, name)
-            for count, item in enumerate(found, 1):
+            for item in found:
+                empty = False
                 yield item
     except FileNotFoundError:
         raise UsageError(f"no file {source!r}; give a log, or - for standard input") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"cannot read {source!r}: {reason}") from None
-    if not count:
+    if empty:
         raise UsageError(
             f"{name}: no VMCS dump in it (KVM and Xen: lines '*** Guest State ***', HAXM: lines "
             "'haxm_error: 4000 ...'); KVM prints one with the module parameter "
@@ -94,7 +95,7 @@ def _knowledge(source: str | None, physical_bits: int | None) -> Knowledge:
 
 def _named(source: str) -> Knowledge:
     """A preset, a recorded profile, or what a file says."""
-    profiles = {path.stem: path for path in subjects.PROFILES.glob("*.json")}
+    profiles = {path.stem: path for path in PROFILES.glob("*.json")}
     if source in PRESETS:
         return Knowledge.of(PRESETS[source])
     if source in profiles:

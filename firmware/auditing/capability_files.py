@@ -132,9 +132,12 @@ def _value(words: list[str], where: str) -> int:
 def _plausible(msrs: dict[int, int], path: Path) -> None:
     """Refuse what is no IA32_VMX_BASIC, such as decimal output."""
     basic = msrs.get(BASIC)
-    if basic is not None and (basic >> 31 & 1 or not basic >> 32 & 0x1FFF):
-        raise UsageError(f"{path}: MSR 0x480 = {basic:#x} is no IA32_VMX_BASIC (bit 31 must be 0, "
-                         "bits 44:32 a size); values must be hexadecimal")
+    if basic is None:
+        return
+    size, memory_type = basic >> 32 & 0x1FFF, basic >> 50 & 0xF
+    if basic >> 60 or basic >> 31 & 1 or not 0 < size <= 4096 or memory_type not in (0, 6):
+        raise UsageError(f"{path}: MSR 0x480 = {basic:#x} is no IA32_VMX_BASIC (bits 63:60 and 31 "
+                         "must be 0, bits 44:32 a size); values must be hexadecimal")
 
 
 def _from_json(text: str, path: Path) -> Knowledge:

@@ -1,8 +1,9 @@
 """A whole dump tried on a processor: VMLAUNCH, and the rows that the processor's diagnosis names.
 
-What no format prints is filled in: the link pointer is all ones, other fields are 0, and the running
-environment is that of a VMM of the host's kind. So the processor may name rows that the audit leaves
-undecided, but never one that the audit says passes, and always those that it says fail.
+What no format prints is filled in: the link pointer is all ones, other fields are 0, and the
+running environment is that of a VMM of the host's kind. So the processor may name rows that the
+audit leaves undecided, but never one that the audit says passes, and always those that it says
+fail.
 
 Ref: Intel SDM (325462), vol. 3C, "Preparation and Launching a Virtual Machine".
 """
@@ -86,8 +87,8 @@ def on(
         raise UsageError("--backend needs a whole processor: give --capabilities with a preset or "
                          "a recorded profile, such as skylake_x_64")
     if not audit.complete:
-        raise UsageError(f"{source}:{audit.dump.line}: --backend needs a whole dump; this one lacks "
-                         f"{', '.join(audit.missing[:4])}")
+        raise UsageError(f"{source}:{audit.dump.line}: --backend needs a whole dump; this one "
+                         f"lacks {', '.join(audit.missing[:4])}")
     answer = _launch(make(capabilities), audit)
     failed = {finding.id for finding in audit.failed}
     named = set(answer.failing)

@@ -1,7 +1,7 @@
 """Damaged logs: an audit never raises, never hangs, and never says ``enters`` where it must not.
 
-Every damage is read; what decides ``enters`` is looked at every time, and the rows of some. To audit
-all of them whole: ``VMXSWITCH_WHOLE_AUDITS=1`` (some minutes).
+Every damage is read; what decides ``enters`` is looked at every time, and the rows of some. To
+audit all of them whole: ``VMXSWITCH_WHOLE_AUDITS=1`` (many minutes).
 """
 
 import json

@@ -1,17 +1,21 @@
-"""VMCS dumps as every version of KVM, Xen and HAXM prints them, and what logs and mails make of them.
+"""Every version of every format, in every disguise of logs and mails, reads back to its values.
 
-A test gives values; :data:`VERSIONS` says who prints which of them and how.
+:data:`VERSIONS` writes dumps as the sources do, :data:`DISGUISES` does to them what logs and mail
+programs do.
 """
 
 import random
 import textwrap
 
+import pytest
+
+from vmxswitch.firmware.readers import vmcs_text
 from vmxswitch.spec import tables
 
 KVM_SEGMENTS = ("CS", "DS", "SS", "ES", "FS", "GS")
 
 
-def values(seed):
+def random_values(seed):
     """A value for every field, some of them as wide as they can be."""
     source = random.Random(seed)
     found = {}
@@ -149,7 +153,8 @@ def host_bases(w):
 
 
 def controls(w, version):
-    pin, cpu, second = "PIN_BASED_CTLS:8", "PRIMARY_PROC_BASED_CTLS:8", "SECONDARY_PROC_BASED_CTLS:8"
+    pin, cpu = "PIN_BASED_CTLS:8", "PRIMARY_PROC_BASED_CTLS:8"
+    second = "SECONDARY_PROC_BASED_CTLS:8"
     if version < (6, 0):
         w.line("PinBased={} CPUBased={} SecondaryExec={}", pin, cpu, second)
         w.line("EntryControls={} ExitControls={}", "VM_ENTRY_CTLS:8", "VM_EXIT_CTLS:8")
@@ -384,3 +389,104 @@ DISGUISES = {
     "noise": lambda lines: [piece for number, line in enumerate(lines)
                             for piece in (line, f"audit: type=1400 audit({number}): a=CR3 = 0x1")],
 }
+
+
+def scan(lines):
+    return list(vmcs_text.scan("".join(f"{line}\n" for line in lines).encode().splitlines(True)))
+
+
+def written(name, seed):
+    """Lines of a version, and the fields that must be read from them."""
+    write, version = VERSIONS[name]
+    values = random_values(seed)
+    dump = write(values, version)
+    fields = {field: values[field] for field in dump.written}
+    if name.startswith("kvm") and version >= (5, 2):  # SVI|RVI
+        fields["GUEST_INTERRUPT_STATUS"] = values["GUEST_INTERRUPT_STATUS"]
+    return dump.lines, fields
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+@pytest.mark.parametrize("name", VERSIONS)
+def test_reads_back(name, disguise):
+    lines, fields = written(name, seed=len(disguise))
+    if disguise == "noise" and name.startswith("haxm"):
+        pytest.skip("the noise is made for the words of the other formats")
+    [dump] = scan(DISGUISES[disguise](lines))
+    assert dump.fields == fields
+    assert not dump.disputed and (disguise == "noise" or not dump.problems)
+    assert name.startswith("haxm") or dump.sections == ["Guest", "Host", "Control"]
+    assert dump.format == name.partition("-")[0] or "xen" in disguise
+
+
+def test_many_dumps_in_many_disguises_in_one_file():
+    lines, expected = [], []
+    for seed, (name, disguise) in enumerate([
+            ("kvm-4.4", "syslog"), ("xen-4.12", "xen-date"), ("kvm-6.3", "dmesg-kvm_intel"),
+            ("kvm-5.15", "bare"), ("xen-4.20", "quoted-xen"), ("kvm-6.18", "wrapped-72")]):
+        dump, fields = written(name, seed)
+        lines += ["nothing to see here", *DISGUISES[disguise](dump), "EAX=00000000 EBX=00000001"]
+        expected.append(fields)
+    assert [dump.fields for dump in scan(lines)] == expected
+
+
+@pytest.mark.parametrize(("head", "error", "reason", "qualification"), [
+    ("KVM: entry failed, hardware error 0x7", 7, None, None),
+    ("KVM: entry failed, hardware error 0x80000021", None, 0x80000021, None),
+    ("d3v12 vmentry failure (reason 0x80000021): Invalid guest state (4)", None, 0x80000021, 4),
+    ("d3v12 vmentry failure (reason 0x80000022): MSR loading (entry 0)", None, 0x80000022, 1),
+    ("d3v12 vmentry failure (reason 0x80000029): MCE", None, 0x80000029, None),
+    ("d3v12 vmentry failure (reason 0x80000030): Unknown", None, 0x80000030, None),
+    ("d3v12 VMLAUNCH error: 0x8", 8, None, None),
+    ("d3v12 VMRESUME error: 0x7", 7, None, None),
+    ("Failed vm entry (exit reason 0x80000021) caused by invalid guest state (2).", None,
+     0x80000021, 2),
+    ("Failed vm entry (exit reason 0x80000022) caused by MSR entry 3 loading.", None, 0x80000022,
+     3),
+    ("<vm_launch_fail> error code 7", 7, None, None),
+])
+def test_head_lines(head, error, reason, qualification):
+    [dump] = scan([head, "*** Guest State ***", "CR3 = 0x0000000000001000"])
+    assert dump.failed
+    assert (dump.error, dump.reason, dump.qualification) == (error, reason, qualification)
+
+
+def test_the_message_of_qemu_belongs_to_the_nearer_dump():
+    first, _ = written("kvm-5.10", 1)
+    second, _ = written("kvm-5.10", 2)
+    message = "KVM: entry failed, hardware error 0x7"
+    quiet = ["other words"] * 30
+    dumps = scan([*first, message, *quiet, *second])
+    assert [dump.error for dump in dumps] == [7, None]
+    dumps = scan([*first, *quiet, message, *second])
+    assert [dump.error for dump in dumps] == [None, 7]
+    assert [dump.error for dump in scan([*first, message])] == [7]
+
+
+def test_other_registers_after_a_dump_are_no_part_of_it():
+    lines, fields = written("kvm-5.10", 3)
+    excerpt = lines[:lines.index("*** Control State ***")]
+    qemu = ["RAX=0000000000000000 RBX=0000000000000001", "CR0=80050033 CR2=0 CR3=0000 CR4=000000"]
+    [dump] = scan([*excerpt, *qemu])
+    assert dump.fields.items() <= fields.items() and not dump.problems
+
+
+def test_a_dump_is_over_when_the_log_has_been_silent_about_it():
+    lines, _ = written("kvm-5.10", 3)
+    [dump] = scan([*lines, *["something else"] * 1001, "reason=00000000 qualification=0"])
+    assert not dump.problems
+
+
+def test_two_values_of_a_field_are_no_value():
+    [dump] = scan(["*** Guest State ***", "CR3 = 0x1000", "CR3 = 0x2000", "CR3 = 0x1000"])
+    assert "GUEST_CR3" not in dump.fields and dump.disputed == {"GUEST_CR3"}
+    assert dump.problems[0] == (3, "GUEST_CR3 = 0x2000, but the dump already has 0x1000")
+
+
+def test_a_number_that_the_end_of_the_text_cuts_is_not_read():
+    for text, fields in ((b"*** Guest State ***\nCR3 = 0x00000000a709", {}),
+                         (b"*** Guest State ***\nCR3 = 0x000000000a709000",
+                          {"GUEST_CR3": 0xA709000}),
+                         (b"*** Guest State ***\nCR3 = 0xa709\n", {"GUEST_CR3": 0xA709})):
+        [dump] = vmcs_text.scan(text.splitlines(True))
+        assert dump.fields == fields

@@ -87,7 +87,7 @@ def test_standard_input(run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(
         io.BufferedReader(io.BytesIO((DUMPS / f"{DS}.txt").read_bytes()))))
     status, out = run("-")
-    assert status == 1 and out.startswith("-, line 1: KVM dump, whole")
+    assert status == 1 and out.startswith("standard input, line 1: KVM dump, whole")
 
 
 def test_utf_16_and_json_files(run, tmp_path):

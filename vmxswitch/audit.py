@@ -34,7 +34,7 @@ def run(arguments):
     if arguments.html:
         from vmxswitch.firmware.auditing import page
         _write(arguments.html, page.page([item for _, item in found],
-                                         [source for source, _ in found]))
+                                         [_name(source) for source, _ in found]))
     trials = _trials(found, arguments.backend) if arguments.backend else None
     if arguments.json:
         print(json.dumps([
@@ -44,16 +44,21 @@ def run(arguments):
             indent=2))
     else:
         for number, (source, item) in enumerate(found):
-            print(*[""] * bool(number), report.text(item, source, arguments.explain), sep="\n")
+            words = report.text(item, _name(source), arguments.explain)
+            print(f"\n{words}" if number else words)
             if trials:
                 print(trials[number].text)
     disagreed = trials and not all(trial.agrees for trial in trials)
     return 1 if disagreed or any(item.failed for _, item in found) else 0
 
 
+def _name(source: str) -> str:
+    return "standard input" if source == "-" else source
+
+
 def _audits(source: str, knowledge: Knowledge) -> Iterator[Audit]:
     """The audits of one file, or of standard input."""
-    name = "standard input" if source == "-" else source
+    name = _name(source)
     empty = True
     try:
         with (sys.stdin.buffer if source == "-" else Path(source).open("rb")) as file:

@@ -23,21 +23,23 @@ class Line(NamedTuple):
     cut: bool  # the text ends in it, without a line end
 
 
+#: Host and tag of a log. A tag begins with a small letter; what dumps put before a colon does not.
+_TAG = r"(?:\S+\ (?!haxm_)[a-z][^\s:=]*:\ ?)"
 #: What stands before the payload of a line, in any combination. `stamp`: it begins a log record.
 _PREFIX = re.compile(
-    r"""(?:
+    rf"""(?:
     >\ ? | &gt;\ ?
   | (?P<stamp>
-        [A-Z][a-z]{2}\ [ \d]\d\ [\d:]{8}(?:\.\d+)?\ \S+\ \S+:\ ?   # syslog, journalctl
-      | \d{4}-\d\d-\d\d[T\ ]\d\d:\S+\ \S+\ [^\s=]+:\ ?             # the same with ISO dates
-      | \d{9,}\.\d+\ \S+\ [^\s=]+:\ ?                              # journalctl -o short-unix
-      | \d{4}-\d\d-\d\dT\d\d:\S+\ ?                                # dmesg --time-format iso
-      | \[\ *\d+\.\d+\](?:\ [\w.-]+\ kernel:)?\ ?                  # dmesg, Xen's uptime, journalctl
-      | \[\ *[TC]\d+\]\ ?                                          # dmesg's caller
-      | \[[A-Z][a-z]{2}\ [A-Z][a-z]{2}\ [ \d]\d\ [\d:]{8}\ \d{4}\]\ ?  # dmesg -T
-      | [a-z]{4,8}\ *:[a-z]{3,6}\ *:\ (?=\[)                       # dmesg -x
-      | \[\d{4}-\d\d-\d\d\ [\d:.]+\]\ ?                            # Xen's date
-      | (?P<xen>\(XEN\)\ ?) | kvm(?:_intel)?(?:\ \[\d+\])?:\ | <\d{1,2}>
+        [A-Z][a-z]{{2}}\ [ \d]\d\ [\d:]{{8}}(?:\.\d+)?\ {_TAG}?         # syslog, journalctl
+      | \d{{4}}-\d\d-\d\d[T\ ]\d\d:[\d:]+(?:[.,]\d+)?
+        (?:Z|\ ?[+-]\d\d:?\d\d|\ UTC|\ GMT)?\ ?{_TAG}?               # the same with ISO dates
+      | \d{{9,}}\.\d+\ {_TAG}                                        # journalctl -o short-unix
+      | \[\ *\+?\d+\.\d+\](?:\ [\w.-]+\ kernel:)?\ ?               # dmesg, Xen's uptime
+      | \[\ *[TC]\d+\]\ ?                                           # dmesg's caller
+      | \[(?:[A-Z][a-z]{{2}}\ ){{1,2}}[ \d]\d\ [\d:]{{5,8}}(?:\ \d{{4}})?\]\ ?  # dmesg -T, -H
+      | [a-z]{{4,8}}\ *:[a-z]{{3,6}}\ *:\ (?=\[)                      # dmesg -x
+      | \[\d{{4}}-\d\d-\d\d\ [\d:.]+\]\ ?                          # Xen's date
+      | (?P<xen>\(XEN\)\ ?) | kvm(?:_intel)?(?:\ \[\d+\])?:\ | <\d{{1,2}}>
     )
 )*""",
     re.VERBOSE,

@@ -29,13 +29,13 @@ from vmxswitch.spec.tables import (
     InstructionRow,
 )
 
+from .audit import FAILURE_BIT
 from .hints import hint
 from .words import bits_of
 
 __all__ = ["Entry", "entries"]
 
 _ROWS = {row.id: row for rows in INSTRUCTIONS.values() for row in rows}
-FAILURE_BIT = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ def _field(row: Field) -> Entry:
                access={"rw": "read and write", "ro": "read only"}[row.access],
                exists=f"on processors with {needs}" if needs else "on every processor",
                bits=layout, checks=" ".join(reading) or "none reads it", notes=row.notes),
-        _beside(FIELDS, row.symbol, lambda other: f"{other.encoding:#06x}, {other.name}"))
+        _beside({name: field for name, field in FIELDS.items() if field.is_high == row.is_high},
+                row.symbol, lambda other: f"{other.encoding:#06x}, {other.name}"))
 
 
 def _reason(row: ExitReason) -> Entry:

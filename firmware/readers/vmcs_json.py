@@ -14,12 +14,12 @@ What became of the entry is told by ``error`` or by the field ``VM_EXIT_REASON``
 """
 
 import difflib
-import json
 
 from vmxswitch.spec import tables
 from vmxswitch.spec.errors import UsageError
 
 from ..environment import listed
+from . import json_form
 from .vmcs_text import VmcsDump
 
 __all__ = ["FORMAT", "parse", "recognises"]
@@ -43,14 +43,7 @@ def parse(text: str, name: str) -> list[VmcsDump]:
         If the text is no JSON, has another format name, an unknown key or field, or a value of
         a wrong type or width.
     """
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{name}:{error.lineno}: not JSON: {error.msg}") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits; thousands of brackets
-        raise UsageError(
-            f"{name}: a number or the nesting in this JSON is out of all bounds"
-        ) from None
+    content = json_form.load(text, name)
     items = content if isinstance(content, list) else [content]
     return [_dump(item, f"{name}[{index}]" if isinstance(content, list) else name)
             for index, item in enumerate(items)]

@@ -12,6 +12,7 @@ import pytest
 from vmxswitch.firmware.readers import vmcs_text
 from vmxswitch.spec import tables
 
+EQUATIONS = "limit=0x{}, base=0x{}"
 KVM_SEGMENTS = ("CS", "DS", "SS", "ES", "FS", "GS")
 
 
@@ -48,6 +49,21 @@ class Writer:
             self.x(*((name.split(":")[0], int(name.split(":")[1]))))
             for name in names)))
 
+    def masked(self):
+        for cr in ("CR0", "CR4"):
+            self.line(f"{cr}: actual=0x{{}}, shadow=0x{{}}, gh_mask={{}}", f"GUEST_{cr}:16",
+                      f"{cr}_READ_SHADOW:16", f"{cr}_GUEST_HOST_MASK:16")
+
+    def segments(self, head, selector, gap, limit):
+        """The lines CS to TR; ``gap`` stands in place of a selector."""
+        for name in (*KVM_SEGMENTS, "GDTR", "LDTR", "IDTR", "TR"):
+            g = f"GUEST_{name}"
+            if name in ("GDTR", "IDTR"):
+                self.line(head(name).rstrip() + gap + limit, f"{g}_LIMIT:8", f"{g}_BASE:16")
+            else:
+                self.line(head(name) + selector + limit, f"{g}_SELECTOR:4", f"{g}_AR:5",
+                          f"{g}_LIMIT:8", f"{g}_BASE:16")
+
     def area_system(self, area):
         a = f"{area}_IA32_SYSENTER"
         self.line("Sysenter RSP={} CS:RIP={}:{}", f"{a}_ESP:16", f"{a}_CS:4", f"{a}_EIP:16")
@@ -60,9 +76,7 @@ def kvm(values, version):
     if version >= (5, 15):
         w.line("VMCS 00000000f971be22, last attempted VM-entry on CPU 3")
     w.line("*** Guest State ***")
-    for cr in ("CR0", "CR4"):
-        w.line(f"{cr}: actual=0x{{}}, shadow=0x{{}}, gh_mask={{}}", f"GUEST_{cr}:16",
-               f"{cr}_READ_SHADOW:16", f"{cr}_GUEST_HOST_MASK:16")
+    w.masked()
     w.line("CR3 = 0x{}", "GUEST_CR3:16")
     for n in (0, 2):
         w.line(f"PDPTR{n} = 0x{{}}  PDPTR{n + 1} = 0x{{}}", f"GUEST_PDPTE{n}:16",
@@ -70,14 +84,7 @@ def kvm(values, version):
     w.line("RSP = 0x{}  RIP = 0x{}", "GUEST_RSP:16", "GUEST_RIP:16")
     w.line("RFLAGS=0x{}         DR7 = 0x{}", "GUEST_RFLAGS:8", "GUEST_DR7:16")
     w.area_system("GUEST")
-    for name in (*KVM_SEGMENTS, "GDTR", "LDTR", "IDTR", "TR"):
-        if name in ("GDTR", "IDTR"):
-            w.line(f"{name}:                           limit=0x{{}}, base=0x{{}}",
-                   f"GUEST_{name}_LIMIT:8", f"GUEST_{name}_BASE:16")
-        else:
-            g = f"GUEST_{name}"
-            w.line(f"{name + ':':<6}sel=0x{{}}, attr=0x{{}}, limit=0x{{}}, base=0x{{}}",
-                   f"{g}_SELECTOR:4", f"{g}_AR:5", f"{g}_LIMIT:8", f"{g}_BASE:16")
+    w.segments(lambda name: f"{name + ':':<6}", "sel=0x{}, attr=0x{}, ", " " * 27, EQUATIONS)
     if new:
         w.line("EFER= 0x{}", "GUEST_IA32_EFER:16")
         w.line("PAT = 0x{}", "GUEST_IA32_PAT:16")
@@ -187,9 +194,7 @@ def xen(values, version):
     w.line("d1v0 vmentry failure (reason 0x80000021): Invalid guest state (0)")
     w.line("************* VMCS Area **************")
     w.line("*** Guest State ***")
-    for cr in ("CR0", "CR4"):
-        w.line(f"{cr}: actual=0x{{}}, shadow=0x{{}}, gh_mask={{}}", f"GUEST_{cr}:16",
-               f"{cr}_READ_SHADOW:16", f"{cr}_GUEST_HOST_MASK:16")
+    w.masked()
     (xen_guest if version >= (4, 6) else old_xen_guest)(w, version)
     w.line("*** Host State ***")
     if version >= (4, 6):
@@ -246,13 +251,7 @@ def xen_guest(w, version):
     w.line("RFLAGS=0x{} (0x00000003)  DR7 = 0x{}", "GUEST_RFLAGS:8", "GUEST_DR7:16")
     w.area_system("GUEST")
     w.line("       sel  attr  limit   base")
-    for name in (*KVM_SEGMENTS, "GDTR", "LDTR", "IDTR", "TR"):
-        if name in ("GDTR", "IDTR"):
-            w.line(f"{name:>4}:            {{}} {{}}", f"GUEST_{name}_LIMIT:8",
-                   f"GUEST_{name}_BASE:16")
-        else:
-            w.line(f"{name:>4}: {{}} {{}} {{}} {{}}", f"GUEST_{name}_SELECTOR:4",
-                   f"GUEST_{name}_AR:5", f"GUEST_{name}_LIMIT:8", f"GUEST_{name}_BASE:16")
+    w.segments(lambda name: f"{name:>4}: ", "{} {} ", " " * 12, "{} {}")
     efer = "EFER(VMCS)" if version >= (4, 12) else "EFER"
     w.line(f"{efer} = 0x{{}}  PAT = 0x{{}}", "GUEST_IA32_EFER:16", "GUEST_IA32_PAT:16")
     w.line("PreemptionTimer = 0x{}  SM Base = 0x{}", "VMX_PREEMPTION_TIMER_VALUE:8",
@@ -280,14 +279,7 @@ def old_xen_guest(w, _):
            "GUEST_RIP:16")
     w.line("RFLAGS=0x{} (0x0000000000000003)  DR7 = 0x{}", "GUEST_RFLAGS:16", "GUEST_DR7:16")
     w.area_system("GUEST")
-    for name in (*KVM_SEGMENTS, "GDTR", "LDTR", "IDTR", "TR"):
-        if name in ("GDTR", "IDTR"):
-            w.line(f"{name}:                           limit=0x{{}}, base=0x{{}}",
-                   f"GUEST_{name}_LIMIT:8", f"GUEST_{name}_BASE:16")
-        else:
-            g = f"GUEST_{name}"
-            w.line(f"{name}: sel=0x{{}}, attr=0x{{}}, limit=0x{{}}, base=0x{{}}",
-                   f"{g}_SELECTOR:4", f"{g}_AR:5", f"{g}_LIMIT:8", f"{g}_BASE:16")
+    w.segments(lambda name: f"{name}: ", "sel=0x{}, attr=0x{}, ", " " * 27, EQUATIONS)
     w.line("Guest PAT = 0x{}", "GUEST_IA32_PAT:16")
     w.line("TSC Offset = {}", "TSC_OFFSET:16")
     w.line("DebugCtl={} DebugExceptions={}", "GUEST_IA32_DEBUGCTL:16",

@@ -17,7 +17,7 @@ from . import agreement, wholeness
 from .hints import hint
 from .knowledge import Knowledge
 from .rows import ListEntry, Situation
-from .words import decoded, hexadecimal
+from .words import hexadecimal, shown
 
 __all__ = ["Audit", "Finding", "audit", "audit_lines"]
 
@@ -60,12 +60,7 @@ class Finding:
     @property
     def lines(self) -> tuple[str, ...]:
         """Each field, its value and that in words."""
-        shown = []
-        for name, value in zip(self.fields, self.values, strict=True):
-            number = "not known" if value is None else hexadecimal(name, value)
-            words = "" if value is None else decoded(name, value)
-            shown.append(f"{name} = {number}" + (f": {words}" if words else ""))
-        return tuple(shown)
+        return tuple(shown(*pair) for pair in zip(self.fields, self.values, strict=True))
 
     @property
     def text(self) -> str:
@@ -106,6 +101,8 @@ class Audit:
         Whether the two verdicts agree; if not, why that may be.
     missing : tuple of str
         What a whole dump has and this one has not; empty if it is whole.
+    situation : Situation
+        The rows, one by one: ``result``, and ``unknown`` for what an undecided one depends on.
     """
     dump: VmcsDump
     knowledge: Knowledge

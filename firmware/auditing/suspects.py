@@ -11,6 +11,7 @@ from vmxswitch.spec.capabilities import PRESETS
 from vmxswitch.spec.tables import CHECKS, CONTROL_WORDS, FIELDS
 
 from .audit import Audit
+from .words import shown
 
 __all__ = ["suspects"]
 
@@ -46,7 +47,7 @@ def _by_capabilities(audit: Audit) -> Iterator[tuple[str, str]]:
             plain = audit.situation.having({name: _PLAIN[name] for name in unknown})
             if plain.result(check) is False:
                 values = ", ".join(f"{name} = {_PLAIN[name]:#x}" for name in unknown)
-                fields = ", ".join(f"{name} = {plain.values[name]:#x}"
-                                   for name in CHECKS[check].fields if name in plain.values)
+                fields = "; ".join(shown(name, plain.values.get(name))
+                                   for name in CHECKS[check].fields)
                 yield check, (f"{fields}; fails on a processor with {values}; "
                               "--capabilities decides")

@@ -15,7 +15,7 @@ from vmxswitch.spec.tables import (
     SYMBOL_WIDTHS,
 )
 
-__all__ = ["bits_of", "decoded", "hexadecimal"]
+__all__ = ["bits_of", "decoded", "hexadecimal", "shown"]
 
 _WORD_OF_FIELD = {row.field: word for word, row in CONTROL_WORDS.items()}
 _SEGMENT_TYPES = (
@@ -47,6 +47,14 @@ _EVENT_FIELDS = ("VM_ENTRY_INTR_INFO", "VM_EXIT_INTR_INFO", "IDT_VECTORING_INFO"
 def hexadecimal(symbol: str, value: int) -> str:
     """A value with as many digits as its field has."""
     return f"{value:#0{2 + SYMBOL_WIDTHS.get(symbol, 64) // 4}x}"
+
+
+def shown(symbol: str, value: int | None) -> str:
+    """A field, its value, and that in words."""
+    if value is None:
+        return f"{symbol} = not known"
+    words = decoded(symbol, value)
+    return f"{symbol} = {hexadecimal(symbol, value)}" + (f": {words}" if words else "")
 
 
 def decoded(symbol: str, value: int) -> str:

@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
 
 #: Host and tag of a log. A tag begins with a small letter; what dumps put before a colon does not.
-_TAG = r"(?:\S+\ (?!haxm_)[a-z][^\s:=]*:\ ?)"
+_TAG = r"(?:\S+\ (?!haxm_|guest:|host:)[a-z][^\s:=]*:\ ?)"
 #: What stands before the payload of a line, in any combination. `stamp`: it begins a log record.
 _PREFIX = re.compile(
     rf"""(?:

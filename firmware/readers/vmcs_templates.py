@@ -3,8 +3,9 @@
 A name in braces stands for the digits of that field, "0x" is there or not as written, "[0x]" may
 be there, a blank is any white space, " = " may have any blanks around it or none. Words that stand
 on one line are separate templates if they make sense alone, so that a line may be wrapped, cut or
-printed in parts. ``*NAME``: a value that is not the field's, see
-:attr:`~vmxswitch.firmware.readers.vmcs_text.VmcsDump.effective`. SVI, RVI: one field.
+printed in parts. Empty braces stand for a number that is no field, ``*NAME`` for a value that is
+not the field's, see :attr:`~vmxswitch.firmware.readers.vmcs_text.VmcsDump.effective`. SVI, RVI: one
+field.
 
 Sources: Linux arch/x86/kvm/vmx/vmx.c, Xen xen/arch/x86/hvm/vmx/vmcs.c.
 """
@@ -39,6 +40,7 @@ def _area(area: str) -> tuple[str, ...]:
         f"SSP TABLE = 0x{{{area}_INTERRUPT_SSP_TABLE_ADDR}}",
         f"FRED {area.lower()}: config=0x{{{area}_IA32_FRED_CONFIG}}, "
         f"stack levels=0x{{{area}_IA32_FRED_STKLVLS}}",
+        "RSP0=0x{}",  # an MSR
         *(f"RSP{i}=0x{{{area}_IA32_FRED_RSP{i}}}" for i in (1, 2, 3)),
     )
 
@@ -218,6 +220,7 @@ def matches(
             found += [
                 (name, match[index], match.end(index))
                 for index, name in enumerate(template.names, 1)
+                if name
             ]
             position = match.end()
         elif damaged is None:

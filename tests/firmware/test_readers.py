@@ -285,7 +285,7 @@ def test_every_template_names_fields_of_the_table():
         for template in section.templates
         for name in template.names
     }
-    assert {name.removeprefix("*") for name in names} - {"SVI", "RVI"} <= tables.FIELDS.keys()
+    assert {name.removeprefix("*") for name in names} - {"SVI", "RVI", ""} <= tables.FIELDS.keys()
 
 
 def test_facts_beside_the_fields():

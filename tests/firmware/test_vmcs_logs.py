@@ -64,6 +64,14 @@ class Writer:
                 self.line(head(name) + selector + limit, f"{g}_SELECTOR:4", f"{g}_AR:5",
                           f"{g}_LIMIT:8", f"{g}_BASE:16")
 
+    def fred(self, area):
+        """Of patches."""
+        a = f"{area}_IA32_FRED"
+        self.line(f"FRED {area.lower()}: config=0x{{}}, stack_levels=0x{{}}", f"{a}_CONFIG:16",
+                  f"{a}_STKLVLS:16")
+        self.line("RSP0=0x0000000000000042, RSP1=0x{}", f"{a}_RSP1:16")
+        self.line("RSP2=0x{}, RSP3=0x{}", f"{a}_RSP2:16", f"{a}_RSP3:16")
+
     def area_system(self, area):
         a = f"{area}_IA32_SYSENTER"
         self.line("Sysenter RSP={} CS:RIP={}:{}", f"{a}_ESP:16", f"{a}_CS:4", f"{a}_EIP:16")
@@ -105,9 +113,13 @@ def kvm(values, version):
     if version >= (6, 18):
         w.line("S_CET = 0x{}, SSP = 0x{}, SSP TABLE = 0x{}", "GUEST_IA32_S_CET:16", "GUEST_SSP:16",
                "GUEST_INTERRUPT_SSP_TABLE_ADDR:16")
+    if version >= (7, 0):
+        w.fred("GUEST")
     w.line("*** Host State ***")
     w.line("RIP = 0x{}  RSP = 0x{}", "HOST_RIP:16", "HOST_RSP:16")
-    kvm_host(w)
+    host(w, "CS", "SS", "DS", "ES", "FS", "GS", "TR")
+    if version >= (7, 0):
+        w.fred("HOST")
     if new:
         w.line("EFER= 0x{}", "HOST_IA32_EFER:16")
         w.line("PAT = 0x{}", "HOST_IA32_PAT:16")
@@ -146,13 +158,9 @@ def kvm(values, version):
     return w
 
 
-def kvm_host(w):
-    w.line("CS={} SS={} DS={} ES={} FS={} GS={} TR={}", *(
-        f"HOST_{name}_SELECTOR:4" for name in ("CS", "SS", "DS", "ES", "FS", "GS", "TR")))
-    host_bases(w)
-
-
-def host_bases(w):
+def host(w, *order):
+    w.line(" ".join(f"{name}={{}}" for name in order),
+           *(f"HOST_{name}_SELECTOR:4" for name in order))
     w.line("FSBase={} GSBase={} TRBase={}", *(f"HOST_{n}_BASE:16" for n in ("FS", "GS", "TR")))
     w.line("GDTBase={} IDTBase={}", "HOST_GDTR_BASE:16", "HOST_IDTR_BASE:16")
     w.line("CR0={} CR3={} CR4={}", "HOST_CR0:16", "HOST_CR3:16", "HOST_CR4:16")
@@ -199,14 +207,12 @@ def xen(values, version):
     w.line("*** Host State ***")
     if version >= (4, 6):
         w.line("RIP = 0x{} (vmx_asm_vmexit_handler)  RSP = 0x{}", "HOST_RIP:16", "HOST_RSP:16")
-        kvm_host(w)
+        host(w, "CS", "SS", "DS", "ES", "FS", "GS", "TR")
         w.line("EFER = 0x{}  PAT = 0x{}", "HOST_IA32_EFER:16", "HOST_IA32_PAT:16")
         w.line("PerfGlobCtl = 0x{}", "HOST_IA32_PERF_GLOBAL_CTRL:16")
     else:
         w.line("RSP = 0x{}  RIP = 0x{}", "HOST_RSP:16", "HOST_RIP:16")
-        w.line("CS={} DS={} ES={} FS={} GS={} SS={} TR={}", *(
-            f"HOST_{name}_SELECTOR:4" for name in ("CS", "DS", "ES", "FS", "GS", "SS", "TR")))
-        host_bases(w)
+        host(w, "CS", "DS", "ES", "FS", "GS", "SS", "TR")
         w.line("Host PAT = 0x{}", "HOST_IA32_PAT:16")
     w.line("*** Control State ***")
     if version >= (4, 20):

@@ -5,7 +5,7 @@ Facts: entry_checks.csv, exit_reasons.csv, instruction_errors.csv.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.tables import CHECKS, STAGES
@@ -187,18 +187,28 @@ def _audited(dump: VmcsDump, knowledge: Knowledge, name: str) -> Audit:
     knowledge = knowledge.with_linear_width(57 if la57 else 48)
     printed = _printed(dump)
     qualification = _qualification(dump, printed)
-    situation = Situation(knowledge, dump.fields, _entries(dump, printed, qualification))
-    failed = tuple(_finding(check, situation) for check in situation.with_result(False))
+    situation, failed, undecided = _decided(
+        knowledge, tuple(dump.fields.items()), _entries(dump, printed, qualification))
     missing = tuple(wholeness.missing(dump))
     verdict = _verdict(failed)
     if verdict == "undecided" and not missing and printed == "enters" and not dump.failed:
         verdict = "enters"
-    undecided = situation.with_result(None)
     compared = agreement.compared(verdict, printed, qualification, undecided, missing, dump,
                                   knowledge.measured)
-    situation.forget_guesses()
     return Audit(dump, knowledge, verdict, qualification, failed, undecided, printed, compared,
                  missing, situation)
+
+
+@lru_cache(maxsize=32)
+def _decided(
+    knowledge: Knowledge, fields: tuple[tuple[str, int], ...], entries: tuple[ListEntry, ...],
+) -> tuple[Situation, tuple[Finding, ...], tuple[str, ...]]:
+    """The rows of a dump; software that tries again and again prints the same one many times."""
+    situation = Situation(knowledge, dict(fields), entries)
+    failed = tuple(_finding(check, situation) for check in situation.with_result(False))
+    undecided = situation.with_result(None)
+    situation.forget_guesses()
+    return situation, failed, undecided
 
 
 def _printed(dump: VmcsDump) -> str | None:

@@ -5,7 +5,7 @@ Facts: entry_checks.csv (``failure``).
 
 from collections.abc import Sequence
 
-from vmxswitch.spec.tables import CHECKS
+from vmxswitch.spec.tables import CHECKS, ERRORS
 
 from ..readers.vmcs_text import VmcsDump
 
@@ -29,6 +29,9 @@ def compared(
     else:
         words = "does not explain it: " + "; ".join(
             _reasons(verdict, printed, qualification, undecided, missing))
+    if (number := dump.fields.get("VM_INSTRUCTION_ERROR")) and printed != f"error {number}":
+        words += (f"; the field VM_INSTRUCTION_ERROR holds {number}, from this entry or an earlier "
+                  "instruction")
     if measured and verdict not in ("undecided", printed):
         words += "; or the capabilities given are not those of this processor"
     return words
@@ -60,6 +63,8 @@ def _reasons(verdict, printed, qualification, undecided, missing):
     rows = _rows(kind, int(number), qualification)
     if not rows:
         yield f"no entry check ends in {printed}"
+        if kind == "error" and int(number) in ERRORS:
+            yield f"it means: {ERRORS[int(number)].meaning}"
         return
     if qualification and kind == "reason":
         yield f"with qualification {qualification} it is the outcome of {_some(rows)}"

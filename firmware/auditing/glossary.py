@@ -29,7 +29,7 @@ from vmxswitch.spec.tables import (
     InstructionRow,
 )
 
-from .audit import FAILURE_BIT
+from .audits import FAILURE_BIT
 from .hints import hint
 from .words import bits_of
 

@@ -5,7 +5,7 @@ from html import escape
 
 from vmxswitch.spec.tables import CHECKS, FIELDS
 
-from .audit import Audit, Finding
+from .audits import Audit, Finding
 from .report import explained, heading, in_words
 from .suspects import suspects
 from .words import decoded, hexadecimal

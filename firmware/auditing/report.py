@@ -5,7 +5,7 @@ from collections import defaultdict
 
 from vmxswitch.spec.tables import CHECKS, ERRORS, EXIT_REASONS
 
-from .audit import Audit
+from .audits import Audit
 from .suspects import suspects
 from .words import hexadecimal
 

@@ -5,6 +5,7 @@ are; :mod:`vmxswitch.spec.proof` decides. Facts: entry_checks.csv, msrs.csv.
 """
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -83,8 +84,8 @@ class Situation:
 
     def having(self, changes: Mapping[str, int]) -> "Situation":
         """The same with some values changed."""
-        changed = Situation.__new__(Situation)
-        changed.knowledge, changed.entries = self.knowledge, self.entries
+        changed = copy(self)
+        changed.forget_guesses()
         changed.values = self.values | changes
         changed._known = self._known | _known(changes)
         changed._results = {check: result for check, result in self._results.items()

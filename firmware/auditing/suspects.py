@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from vmxswitch.spec.capabilities import PRESETS
 from vmxswitch.spec.tables import CHECKS, CONTROL_WORDS, FIELDS
 
-from .audit import Audit
+from .audits import Audit
 from .words import shown
 
 __all__ = ["suspects"]

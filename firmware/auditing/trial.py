@@ -19,7 +19,7 @@ from vmxswitch.spec.tables import FIELDS, expression
 
 from ..driver import Driver
 from ..port import Port
-from .audit import Audit
+from .audits import Audit
 
 __all__ = ["Trial", "on"]
 

@@ -77,6 +77,11 @@ def test_a_reason_that_is_not_explained_says_why():
     text = dump_text("xen-2019-error7").replace("VMLAUNCH error: 0x7", "VMLAUNCH error: 0x8")
     [other] = audit(text)
     assert other.printed == "error 8" and "reports error 8" in other.agreement
+    [other] = audit(text.replace("VMLAUNCH error: 0x8", "VMLAUNCH error: 0x1a")
+                    .replace("intr_info=8000030d", "intr_info=00000000"))
+    assert "no entry check ends in error 26" in other.agreement and "MOV SS" in other.agreement
+    [haxm] = audit("haxm_error: 4400 VMX_INSTRUCTION_ERROR_CODE: 7\nhaxm_error: 4402 X: 1e\n")
+    assert haxm.printed == "enters" and "VM_INSTRUCTION_ERROR holds 7" in haxm.agreement
     text = dump_text("kvm-2020-ept-exit").replace("Virtual processor ID = 0x0001",
                                                   "Virtual processor ID = 0x0000")
     [stale] = audit(text)

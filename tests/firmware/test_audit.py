@@ -68,6 +68,18 @@ def test_what_is_said_of_a_failing_row():
         assert part in finding.text
 
 
+def test_a_list_has_nothing_to_do_with_other_rows():
+    text = dump_text("kvm-2021-ds-not-accessed").replace(
+        "> *** Host State ***", "> MSR guest autoload:\n"
+        ">    0: msr=0x00000174 value=0x0000000000001000\n"
+        ">    1: msr=0xc0000101 value=0x0000000000001000\n> *** Host State ***")
+    [item] = audit(text)
+    assert [(finding.id, finding.outcome, finding.cure) for finding in item.failed] == [
+        ("G64", "reason 33, qualification 0", ("GUEST_DS_AR", 0xC0F3)),
+        ("G66", "reason 33, qualification 0", ("GUEST_ES_AR", 0xC0F3)),
+        ("M02", "reason 34, qualification 2", None)]
+
+
 def test_a_reason_that_is_not_explained_says_why():
     [tail] = audit(dump_text("kvm-2018-nmi-sti-tail"))
     assert "qualification 3 it is the outcome of N16" in tail.agreement

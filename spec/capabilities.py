@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .errors import UsageError
-from .expression import Binary, Const, Expression, Extend, Invert, Symbol, bind
+from .expression import Const, Expression, Extend, Symbol, bind
 from .tables import (
     CAPABILITY_MSRS,
     CHECKS,
@@ -239,8 +239,7 @@ class Capabilities:
         """Checks that can fail on this processor, in table order."""
         result = {}
         for check in CHECKS.values():
-            violated = Binary(1, "&", check.applies, Invert(1, check.condition))
-            fails = self.bind(violated)
+            fails = self.bind(check.violated)
             if fails != Const(1, 0):
                 result[check.id] = BoundCheck(check, fails)
         return result

@@ -17,7 +17,7 @@ from functools import cached_property
 from importlib.resources import files
 
 from .errors import UsageError
-from .expression import Expression, ExpressionError, Macro, parse, symbols
+from .expression import Binary, Expression, ExpressionError, Invert, Macro, parse, symbols
 
 __all__ = [
     "CAPABILITY_MSRS", "CHECKS", "CONTROLS", "CONTROL_WORDS", "ERRORS", "EXIT_REASONS", "FIELDS",
@@ -178,6 +178,11 @@ class Check:
     def symbols(self) -> frozenset[str]:
         """All symbols that the row reads."""
         return symbols(self.condition) | symbols(self.applies)
+
+    @property
+    def violated(self) -> Expression:
+        """What is 1 if the check fails: it applies and its condition does not hold."""
+        return Binary(1, "&", self.applies, Invert(1, self.condition))
 
 
 @dataclass(frozen=True)

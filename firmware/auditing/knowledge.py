@@ -16,10 +16,8 @@ from random import Random
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.expression import (
-    Binary,
     Const,
     Expression,
-    Invert,
     Mux,
     Symbol,
     bind,
@@ -126,7 +124,7 @@ class Knowledge:
             known = {**self.numbers, "PHYSICAL_WIDTH": width, "ADDRESS_WIDTH": width}
             if self.numbers.get(BASIC, 0) & SHORT_ADDRESSES:
                 known["ADDRESS_WIDTH"] = LEAST_PHYSICAL_BITS
-            rows = {check.id: bind(violation(check), known) for check in CHECKS.values()}
+            rows = {check.id: bind(check.violated, known) for check in CHECKS.values()}
         return {name: bind(row, _pdptes(self.numbers)) for name, row in rows.items()}
 
     def function(self, check: str) -> Callable[[Mapping[str, int]], int]:
@@ -163,11 +161,6 @@ class Knowledge:
 def _with_linear_width(knowledge: Knowledge, bits: int) -> Knowledge:
     """Always the same object, for it keeps what it has worked out."""
     return replace(knowledge, numbers={**knowledge.numbers, "LINEAR_WIDTH": bits})
-
-
-def violation(check) -> Expression:
-    """What is 1 if the check fails."""
-    return Binary(1, "&", check.applies, Invert(1, check.condition))
 
 
 def _pdptes(numbers: Mapping[str, int]) -> dict[str, Expression]:

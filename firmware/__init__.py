@@ -1,1 +1,5 @@
-"""VMM model, instruction-level driver, processor environments and the readers of register dumps."""
+"""Software for the unit: VMM, driver, environments, readers of dumps, audits of VM entries."""
+
+from .auditing import Audit, audit
+
+__all__ = ["Audit", "audit"]

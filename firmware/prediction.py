@@ -12,7 +12,7 @@ from copy import copy
 from functools import cache
 
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.expression import Slice, to_function
+from vmxswitch.spec.expression import Expression, Slice, to_function
 
 __all__ = ["Situation"]
 
@@ -82,6 +82,16 @@ class Situation:
         """Whether one check fails; False for those of MSR lists."""
         fails = _checks(self.capabilities).get(check)
         return fails is not None and bool(fails(self.values))
+
+    def expression(self, check: str) -> Expression | None:
+        """What is 1 if one check fails; None if it cannot fail on this processor."""
+        bound = self.capabilities.checks.get(check)
+        return None if bound is None else bound.fails
+
+    def width(self, symbol: str) -> int:
+        """Bits of a field of this processor; 0 for what is none."""
+        field = self.capabilities.fields.get(symbol)
+        return 0 if field is None else self.capabilities.bits(field)
 
     def _move(self, column) -> dict[str, int]:
         moves = _moves(self.capabilities, column)

@@ -106,6 +106,52 @@ def add_switch(name, verbs):
     verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
+def add_audit(name, verbs):
+    verb = verbs.add_parser(
+        name, help="say why a VM entry failed, from a log with VMCS dumps",
+        description="Checks every VMCS dump in a log against all VM-entry checks and names each\n"
+                    "one that fails, with values, what the manual demands and what to set. What\n"
+                    "the log does not show is left undecided. Needs no hardware.",
+        epilog="""exit status: 0 no check fails for certain, 1 one fails, 2 no dump or bad input
+
+examples:
+  vmxswitch audit kern.log
+  dmesg | vmxswitch audit -
+  vmxswitch audit mail.txt --maxphyaddr 39 --explain --html report.html
+  vmxswitch audit dump.txt --capabilities rdmsr.txt --json
+  vmxswitch audit dump.txt --capabilities skylake_x_64 --backend verilator""")
+    verb.add_argument("files", metavar="FILE", nargs="+",
+                      help="log with dumps of KVM, Xen or HAXM, or our JSON; - is standard input")
+    verb.add_argument("--json", action="store_true", help="print a JSON array, one object a dump")
+    verb.add_argument("--capabilities", metavar="PROFILE|FILE",
+                      help="the processor: a preset or recorded profile, a file of rdmsr output, "
+                           "or JSON (default: only what is true of every Intel 64 processor)")
+    verb.add_argument("--maxphyaddr", metavar="N", type=positive,
+                      help="physical-address width in bits (default: not known, 32 to 52)")
+    verb.add_argument("--explain", action="store_true",
+                      help="list the undecided checks, and what they depend on")
+    verb.add_argument("--html", metavar="FILE", type=Path,
+                      help="write one self-contained page for a bug report to FILE")
+    verb.add_argument("--backend", choices=["model", "verilator"],
+                      help="also execute VMLAUNCH with a whole dump on a processor of "
+                           "--capabilities and compare the rows (default: none)")
+
+
+def add_explain(name, verbs):
+    verb = verbs.add_parser(
+        name, help="explain a check, field, exit reason, error or control bit",
+        description="Prints one entry of the tables in words, with its neighbours.",
+        epilog="""examples:
+  vmxswitch explain G64
+  vmxswitch explain GUEST_DS_AR
+  vmxswitch explain 0x80000021
+  vmxswitch explain "error 7"
+  vmxswitch explain PROC2_UNRESTRICTED_GUEST""")
+    verb.add_argument("entry", metavar="ROW|FIELD|REASON|ERROR|CONTROL", nargs="+",
+                      help="id of a check, name or encoding of a VMCS field, `reason N` or its "
+                           "name, `error N` or its name, name of a control bit")
+
+
 def add_replay(name, verbs):
     verb = verbs.add_parser(
         name, help="compare with cases recorded on another implementation",
@@ -193,8 +239,8 @@ def add_test(name, verbs):
 
 #: Every verb and the function that adds its arguments.
 VERBS = {
-    "switch": add_switch, "replay": add_replay, "fuzz": add_fuzz, "bench": add_bench,
-    "test": add_test,
+    "switch": add_switch, "audit": add_audit, "explain": add_explain, "replay": add_replay,
+    "fuzz": add_fuzz, "bench": add_bench, "test": add_test,
 }
 
 

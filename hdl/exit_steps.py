@@ -124,6 +124,10 @@ class ExitSteps(wiring.Component):
             m.d.comb += [memory.command.eq(what), memory.address.eq(address),
                          memory.w_word.eq(word), memory.start.eq(1)]
 
+        def end(abort=0):
+            m.d.comb += [self.done.eq(1), self.abort.eq(abort)]
+            m.next = "IDLE"
+
         def abort(number):
             m.d.sync += code.eq(number)
             m.next = "ABORT"
@@ -132,8 +136,7 @@ class ExitSteps(wiring.Component):
             with m.If(loads):
                 m.next = "LOAD"
             with m.Else():
-                m.d.comb += self.done.eq(1)
-                m.next = "IDLE"
+                end()
 
         with m.FSM():
             with m.State("IDLE"):
@@ -191,14 +194,14 @@ class ExitSteps(wiring.Component):
                     with m.Else():
                         m.d.comb += self.stage_stb.eq(1)
                         with m.If(position + 1 == fields.VM_EXIT_MSR_LOAD_COUNT):
-                            m.d.comb += self.done.eq(1)
-                            m.next = "IDLE"
+                            end()
             with m.State("ABORT"):
                 command(Command.READ, self.current_vmcs)
                 with m.If(memory.done):
                     m.next = "INDICATE"
+                    with m.If(memory.error):  # then there is no indicator either
+                        end(code)
             with m.State("INDICATE"):
                 command(Command.WRITE, self.current_vmcs, Cat(memory.word[:32], code))
                 with m.If(memory.done):
-                    m.d.comb += [self.done.eq(1), self.abort.eq(code)]
-                    m.next = "IDLE"
+                    end(code)

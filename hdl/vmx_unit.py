@@ -28,7 +28,7 @@ from .interface import (
     update_layout,
 )
 from .live_state import LiveState
-from .memory_unit import BusSignature, Command, MemoryUnit
+from .memory_unit import TIMEOUT_CYC, BusSignature, Command, MemoryUnit, require_timeout
 from .mode_controller import ModeController
 from .sequencer import Retired, Sequencer
 from .vmcs_bank import VmcsBank
@@ -49,6 +49,8 @@ class VmxUnit(wiring.Component):
     ----------
     capabilities : Capabilities
         The processor that the unit is built for: a preset or a profile.
+    timeout_cyc : int
+        Cycles that memory has for a transfer; see :class:`~.memory_unit.MemoryUnit`.
 
     Members
     -------
@@ -79,8 +81,9 @@ class VmxUnit(wiring.Component):
     retired : Out(Retired)
         For formal properties, waves and tests: each operation in the cycle after it ended.
     """
-    def __init__(self, capabilities: Capabilities):
+    def __init__(self, capabilities: Capabilities, *, timeout_cyc: int = TIMEOUT_CYC):
         self._capabilities = require_capabilities(self, capabilities)
+        self._timeout_cyc = require_timeout(timeout_cyc)
         #: Checks of this unit, in the order of the bits of ``diagnosis``.
         self.rows = (*capabilities.state_checks, *capabilities.list_checks)
         super().__init__({
@@ -108,7 +111,7 @@ class VmxUnit(wiring.Component):
         m.submodules.exits = exits = ExitUnit(capabilities)
         m.submodules.steps = steps = ExitSteps(capabilities)
         m.submodules.commit = commit = Commit(capabilities)
-        m.submodules.memory = memory = MemoryUnit(capabilities)
+        m.submodules.memory = memory = MemoryUnit(capabilities, timeout_cyc=self._timeout_cyc)
         m.submodules.pointers = pointers = VmcsPointers(capabilities)
         m.submodules.instructions = instructions = InstructionUnit(capabilities)
         m.submodules.sequencer = sequencer = Sequencer(capabilities)

@@ -8,6 +8,7 @@ Facts: instructions.csv, entry_checks.csv, registers.csv, exit_information.csv, 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
@@ -24,7 +25,13 @@ from vmxswitch.spec.operations import (
     Sample,
     Transition,
 )
-from vmxswitch.spec.region import ABORT_OFFSET, LAUNCH_OFFSET, SHADOW_BIT, field_offsets
+from vmxswitch.spec.region import (
+    ABORT_OFFSET,
+    LAUNCH_OFFSET,
+    SHADOW_BIT,
+    WORD_BYTES,
+    field_offsets,
+)
 from vmxswitch.spec.tables import (
     EXIT_REASONS,
     FIELD_BY_ENCODING,
@@ -32,16 +39,16 @@ from vmxswitch.spec.tables import (
     implemented_reason,
 )
 
-from .memory import Memory
+from .memory import BusError, Fault, Memory
 from .rules import rules
 
 __all__ = ["Model"]
 
 INVALID_OPCODE, GENERAL_PROTECTION = 6, 13  # exception vectors
-WORD_BYTES = 8
 LIST_ENTRY_BYTES = 16
 VTPR_OFFSET = 0x80                          # in the virtual-APIC page
 ADDRESS_MASK = (1 << 64) - 1
+HOST_PDPTES = tuple(f"HOST_PDPTE{number}" for number in range(4))
 
 
 class Inputs(dict):
@@ -82,6 +89,10 @@ class Model:
     Where the architecture leaves a choice: control checks decide before host checks; the
     qualification of entry failure 33 is that of the first failing row in table order; the VMCS that
     is current at VMXOFF is lost; VMPTRLD of the current VMCS only reads its shadow indicator again.
+
+    Where memory fails (:meth:`fail_memory`) the answer is a bus error and nothing has changed but
+    this: words that were written before are written; a VMCS that had to make room is in memory
+    only. During a VM exit it is VMX abort 5.
 
     ``Answer.failing`` names every failing check of the stages control, host and guest, whichever of
     them decided; if none fails, the failing checks of the first bad MSR-list entry.
@@ -129,9 +140,12 @@ class Model:
         if self._mode == Mode.ABORT:
             return Answer(Outcome.ABORT, error=self._abort_code)
         inputs = Inputs(self, instruction)
-        row = next(row for row, condition in self._rules.instructions[instruction.name]
-                   if condition(inputs))
-        answer = self._OUTCOMES[row.kind](self, row, inputs)
+        try:
+            row = next(row for row, condition in self._rules.instructions[instruction.name]
+                       if condition(inputs))
+            answer = self._OUTCOMES[row.kind](self, row, inputs)
+        except BusError:
+            answer = Answer(Outcome.BUS_ERROR)
         self._sample()
         return answer
 
@@ -147,7 +161,10 @@ class Model:
         """
         if self._mode != Mode.NON_ROOT:
             raise UsageError(f"{event}: no guest is running (mode {self._mode.name})")
-        answer = self._boundary(event) if isinstance(event, Boundary) else self._event(event)
+        try:
+            answer = self._boundary(event) if isinstance(event, Boundary) else self._event(event)
+        except BusError:
+            answer = Answer(Outcome.BUS_ERROR)
         self._sample()
         return answer
 
@@ -188,6 +205,10 @@ class Model:
     def memory_words(self) -> dict[int, int]:
         """Every 64-bit word of memory that is not 0, by address."""
         return self._memory.words()
+
+    def fail_memory(self, address: int, fault: Fault | None) -> None:
+        """Let memory fail the unit at the 64-bit word of ``address``, or no longer (None)."""
+        self._memory.fail(address, fault)
 
     def _sample(self):
         self.cycle += 1
@@ -233,7 +254,7 @@ class Model:
     def _read_words(self, inputs):
         """Read what the event's row may ask for, all of it before anything is decided."""
         for symbol, (when, address) in self._rules.words.items():
-            word = self._memory.read(address(inputs), WORD_BYTES) if when(inputs) else 0
+            word = self._memory.transfer_read(address(inputs)) if when(inputs) else 0
             inputs[symbol] = word & (1 << SYMBOL_WIDTHS[symbol]) - 1
 
     def _natural(self, value):
@@ -326,18 +347,20 @@ class Model:
 
     def _effect_VMCLEAR(self, inputs):
         if inputs["POINTER"] == self._current:
-            self._launched = False
-            self._evict()
+            self._store(launched=False)
             self._forget_vmcs()
         else:
-            self._memory.write(inputs["POINTER"] + LAUNCH_OFFSET, WORD_BYTES, 0)
+            self._memory.transfer_write(inputs["POINTER"] + LAUNCH_OFFSET, 0)
 
     def _effect_VMPTRLD(self, inputs):
-        if inputs["POINTER"] != self._current:
-            self._evict()
-            self._current = inputs["POINTER"]
-            self._launched = bool(self._memory.read(self._current + LAUNCH_OFFSET, WORD_BYTES) & 1)
-            self._vmcs = {field: self._read_region(self._current, field) for field in self._offsets}
+        pointer = inputs["POINTER"]
+        if pointer != self._current:
+            if self._current != NO_VMCS:
+                self._store(self._launched)
+                self._forget_vmcs()
+            launched = bool(self._memory.transfer_read(pointer + LAUNCH_OFFSET) & 1)
+            self._vmcs = {field: self._read_region(pointer, field) for field in self._offsets}
+            self._current, self._launched = pointer, launched
         self._shadow = bool(inputs["REGION_WORD"] & SHADOW_BIT)
 
     def _effect_VMPTRST(self, inputs):
@@ -388,8 +411,9 @@ class Model:
 
     def _exit(self, row_id, inputs):
         saved = self._values(self._rules.save, inputs) | self._information(inputs)
-        abort = self._store_msrs(inputs)
-        registers, abort = (None, abort) if abort else self._host_state(inputs)
+        registers, abort = None, self._store_msrs(inputs)
+        if not abort:
+            registers, abort = self._host_state(inputs)
         self._vmcs |= saved
         if abort:
             return self._abort(abort)
@@ -400,29 +424,40 @@ class Model:
 
     def _store_msrs(self, inputs):
         """Go through the VM-exit MSR-store list; returns the code of a VMX abort, 0 if none."""
-        for entry in self._msr_list(inputs, "VM_EXIT_MSR_STORE"):
-            if self._rules.aborts[1](entry):
-                return 1
-            source = self.capabilities.readable_msrs[entry["LIST_INDEX"]]
-            value = self._registers[source] if isinstance(source, str) else source
-            self._memory.write(entry.address + WORD_BYTES, WORD_BYTES, value)
+        try:
+            for entry in self._msr_list(inputs, "VM_EXIT_MSR_STORE"):
+                if self._rules.aborts[1](entry):
+                    return 1
+                source = self.capabilities.readable_msrs[entry["LIST_INDEX"]]
+                value = self._registers[source] if isinstance(source, str) else source
+                self._memory.transfer_write(entry.address + WORD_BYTES, value)
+        except BusError:
+            return 5
         return 0
 
     def _host_state(self, inputs):
         """The host's registers, MSR-load list included, and the code of a VMX abort or 0."""
-        for code in (6, 2):
-            if self._rules.aborts[code](inputs):
-                return None, code
-        registers = self._values(self._rules.host, inputs)
-        for entry in self._msr_list(inputs, "VM_EXIT_MSR_LOAD"):
-            if any(fails(entry) for _, fails in self._rules.list_checks):
-                return None, 4
-            registers |= self._loaded_by(entry)
+        if self._rules.aborts[6](inputs):
+            return None, 6
+        try:
+            if self._rules.flags["HOST_PAE"](inputs):
+                for symbol in HOST_PDPTES:
+                    inputs[symbol]  # all are read before one is looked at
+            if self._rules.aborts[2](inputs):
+                return None, 2
+            registers = self._values(self._rules.host, inputs)
+            for entry in self._msr_list(inputs, "VM_EXIT_MSR_LOAD"):
+                if any(fails(entry) for _, fails in self._rules.list_checks):
+                    return None, 4
+                registers |= self._loaded_by(entry)
+        except BusError:
+            return None, 5
         return registers, 0
 
     def _abort(self, code, failing=()):
         """VMX abort: nothing but the indicator in the region tells of it."""
-        self._memory.write(self._current + ABORT_OFFSET, 4, code)
+        with suppress(BusError):
+            self._memory.transfer_write(self._current + ABORT_OFFSET, code, 4)
         self._abort_code = code
         self._move(Transition.ABORT)
         return Answer(Outcome.ABORT, error=code, failing=failing)
@@ -442,9 +477,9 @@ class Model:
         for number in range(inputs[f"{name}_COUNT"]):
             address = inputs[f"{name}_ADDR"] + LIST_ENTRY_BYTES * number & ADDRESS_MASK
             entry = Inputs(
-                self, LIST_INDEX=self._memory.read(address, 4),
-                LIST_RESERVED=self._memory.read(address + 4, 4),
-                LIST_DATA=self._memory.read(address + WORD_BYTES, WORD_BYTES))
+                self, LIST_INDEX=self._memory.transfer_read(address, 4),
+                LIST_RESERVED=self._memory.transfer_read(address + 4, 4),
+                LIST_DATA=self._memory.transfer_read(address + WORD_BYTES))
             entry.address = address
             yield entry
 
@@ -461,12 +496,11 @@ class Model:
         self._vmcs = dict.fromkeys(self._offsets, 0)
         self._launched = self._shadow = False
 
-    def _evict(self):
-        """Write the current VMCS, if any, to its region: all but the words that are software's."""
-        if self._current != NO_VMCS:
-            self._memory.write(self._current + LAUNCH_OFFSET, WORD_BYTES, int(self._launched))
-            for field, value in self._vmcs.items():
-                self._memory.write(self._current + self._offsets[field], WORD_BYTES, value)
+    def _store(self, launched):
+        """Write the current VMCS to its region: all but the words that are software's."""
+        self._memory.transfer_write(self._current + LAUNCH_OFFSET, int(launched))
+        for field, value in self._vmcs.items():
+            self._memory.transfer_write(self._current + self._offsets[field], value)
 
     @property
     def _accessed_vmcs(self):
@@ -480,12 +514,12 @@ class Model:
 
     def _write_field(self, field, value):
         if self._mode == Mode.NON_ROOT:
-            self._memory.write(self._accessed_vmcs + self._offsets[field], WORD_BYTES, value)
+            self._memory.transfer_write(self._accessed_vmcs + self._offsets[field], value)
         else:
             self._vmcs[field] = value
 
     def _read_region(self, pointer, field):
-        word = self._memory.read(pointer + self._offsets[field], WORD_BYTES)
+        word = self._memory.transfer_read(pointer + self._offsets[field])
         return word & (1 << self._field_bits[field]) - 1
 
     # --- Values of symbols ---
@@ -522,13 +556,14 @@ class Model:
         "HOST_FAILS": lambda self, inputs: self._fails(inputs, "host"),
         "GUEST_FAILS": lambda self, inputs: self._fails(inputs, "guest", "guest-nonregister"),
         "MSR_LOAD_FAILS": lambda self, inputs: self._list_fails(inputs),
-        "REGION_WORD": lambda self, inputs: self._memory.read(inputs["POINTER"], 4),
-        "VTPR": lambda self, inputs: self._memory.read(
+        "REGION_WORD": lambda self, inputs: self._memory.transfer_read(inputs["POINTER"], 4),
+        "VTPR": lambda self, inputs: self._memory.transfer_read(
             inputs["VIRTUAL_APIC_ADDR"] + VTPR_OFFSET, 4) & 0xFF,
-        "LINK_WORD": lambda self, inputs: self._memory.read(inputs["VMCS_LINK_POINTER"], 4),
+        "LINK_WORD": lambda self, inputs: self._memory.transfer_read(
+            inputs["VMCS_LINK_POINTER"], 4),
         "BITMAP_BIT": lambda self, inputs: self._bitmap_bit(inputs),
-        "LIST_EPTP": lambda self, inputs: self._memory.read(
-            inputs["EPTP_LIST_ADDR"] + WORD_BYTES * inputs["ECX"], WORD_BYTES),
+        "LIST_EPTP": lambda self, inputs: self._memory.transfer_read(
+            inputs["EPTP_LIST_ADDR"] + WORD_BYTES * inputs["ECX"]),
         "PDPTE0": lambda self, inputs: self._pdpte(inputs, 0),
         "PDPTE1": lambda self, inputs: self._pdpte(inputs, 1),
         "PDPTE2": lambda self, inputs: self._pdpte(inputs, 2),
@@ -544,6 +579,9 @@ class Model:
 
     def _fails(self, inputs, *stages):
         if inputs.failing is None:
+            for symbol, wanted in self._rules.checked_words.items():
+                if wanted(inputs):
+                    inputs[symbol]  # all are read before the first check is made
             inputs.failing = [check for check, fails in self._rules.checks if fails(inputs)]
         return any(check.stage in stages for check in inputs.failing)
 
@@ -557,17 +595,17 @@ class Model:
     def _bitmap_bit(self, inputs):
         bitmap = inputs[f"{inputs.instruction.name}_BITMAP_ADDR"]
         bit = inputs["ENCODING"] & 0x7FFF
-        return self._memory.read(bitmap + bit // 64 * WORD_BYTES, WORD_BYTES) >> bit % 64 & 1
+        return self._memory.transfer_read(bitmap + bit // 64 * WORD_BYTES) >> bit % 64 & 1
 
     def _pdpte(self, inputs, number):
         if self._rules.flags["PROC2_ENABLE_EPT"](inputs):
             return inputs[f"GUEST_PDPTE{number}"]
         table = inputs["GUEST_CR3"] & 0xFFFFFFE0
-        return self._memory.read(table + WORD_BYTES * number, WORD_BYTES)
+        return self._memory.transfer_read(table + WORD_BYTES * number)
 
     def _host_pdpte(self, inputs, number):
         table = inputs["HOST_CR3"] & 0xFFFFFFE0
-        return self._memory.read(table + WORD_BYTES * number, WORD_BYTES)
+        return self._memory.transfer_read(table + WORD_BYTES * number)
 
     def _wrmsr_accepted(self, entry):
         accepts = self._rules.wrmsr.get(entry["LIST_INDEX"])

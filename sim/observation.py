@@ -2,7 +2,8 @@
 
 An operation is an :class:`~vmxswitch.spec.operations.Instruction`, an
 :class:`~vmxswitch.spec.operations.Event` or :class:`~vmxswitch.spec.operations.Boundary`, or
-something the core does itself: :class:`RegisterWrites`, :class:`MemoryWrite`, :class:`TimePasses`.
+something around the unit: :class:`RegisterWrites`, :class:`MemoryWrite`, :class:`MemoryFault`,
+:class:`TimePasses`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,9 +12,11 @@ from dataclasses import dataclass, replace
 from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode
 
+from .memory import Fault
+
 __all__ = [
-    "PROMPT", "MemoryWrite", "Observation", "Operation", "RegisterWrites", "TimePasses", "Timing",
-    "observe",
+    "PROMPT", "MemoryFault", "MemoryWrite", "Observation", "Operation", "RegisterWrites",
+    "TimePasses", "Timing", "observe",
 ]
 
 
@@ -32,12 +35,20 @@ class MemoryWrite:
 
 
 @dataclass(frozen=True)
+class MemoryFault:
+    """From now on memory fails at the 64-bit word of an address, or no longer (None)."""
+    address: int
+    fault: Fault | None
+
+
+@dataclass(frozen=True)
 class TimePasses:
     """The VMX-preemption timer counts ``ticks`` (32 bits) down, in the guest."""
     ticks: int
 
 
-Operation = Instruction | Event | Boundary | RegisterWrites | MemoryWrite | TimePasses
+Operation = (Instruction | Event | Boundary | RegisterWrites | MemoryWrite | MemoryFault
+             | TimePasses)
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class Observation:
 
 
 def observe(port, operations: Iterable[Operation], timing: Timing = PROMPT) -> list:
-    """Carry out a program and observe each operation but the memory writes (None).
+    """Carry out a program and observe each operation but those on memory (None).
 
     On a port that can, all of it is one call, with the given timing; what comes back then only has
     the members of an :class:`Observation`. An operation that gets no answer ends the list.
@@ -98,6 +109,9 @@ def _step(port, operation):
     match operation:
         case MemoryWrite(address, size, value):
             port.write_memory(address, size, value)
+            return None
+        case MemoryFault(address, fault):
+            port.fail_memory(address, fault)
             return None
         case RegisterWrites(values):
             port.write_registers(dict(values))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from vmxswitch.spec.capabilities import WRMSR_RULES, BoundCheck, Capabilities
-from vmxswitch.spec.expression import Const, Expression, Slice, to_function
+from vmxswitch.spec.expression import Const, Expression, Slice, symbols, to_function
 from vmxswitch.spec.tables import (
     ABORTS,
     BOUNDARY_EVENTS,
@@ -36,6 +36,7 @@ class Rules:
     events: Mapping[int, "EventRules"]                    # by exit reason
     boundary: tuple["BoundaryRules", ...]                 # by priority
     words: Mapping[str, tuple[Function, Function]]        # symbol: whether read, and address
+    checked_words: Mapping[str, Function]                 # symbol: whether entry checks read it
     aborts: Mapping[int, Function]                        # VMX-abort code: whether it comes to it
     wrmsr: Mapping[int, Function]                         # MSR index: whether WRMSR accepts data
     flags: Mapping[str, Function]                         # single bits that effects ask for
@@ -62,6 +63,10 @@ class BoundaryRules:
 #: Bits of control words and notation that the model asks for by name.
 FLAGS = ("MODE64", "PROC2_ENABLE_EPT", "PROC2_EPT_VIOLATION_VE", "HOST_PAE", "VECTORING",
          "TIMER_COUNTS")
+
+
+#: Symbols of memory that entry checks read.
+CHECKED_WORDS = ("VTPR", "LINK_WORD", "PDPTE0", "PDPTE1", "PDPTE2", "PDPTE3")
 
 
 @cache
@@ -96,10 +101,18 @@ def rules(capabilities: Capabilities) -> Rules:
                           compiled(row.qualification)) for row in BOUNDARY_EVENTS),
         words={symbol: (compiled(row.when), compiled(row.address))
                for symbol, row in EVENT_WORDS.items()},
+        checked_words={symbol: _any(
+            compiled(row.check.applies) for row in capabilities.state_checks
+            if symbol in symbols(row.check.condition)) for symbol in CHECKED_WORDS},
         aborts={code: compiled(row.condition) for code, row in ABORTS.items()},
         wrmsr={msr: compiled(expression(WRMSR_RULES[rule]))
                for msr, rule in capabilities.wrmsr_rules.items()},
         flags={name: compiled(expression(name)) for name in FLAGS})
+
+
+def _any(functions):
+    functions = tuple(functions)
+    return lambda values: int(any(function(values) for function in functions))
 
 
 def _met(rows, capabilities):

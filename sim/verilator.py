@@ -29,8 +29,10 @@ from vmxswitch.spec.operations import (
 )
 
 from .codec import Codec, Layout
+from .memory import Fault
 from .observation import (
     PROMPT,
+    MemoryFault,
     MemoryWrite,
     Observation,
     Operation,
@@ -179,8 +181,8 @@ class VerilatorPort:
     ) -> list["CompiledObservation | None"]:
         """Carry out a program in one call; what each operation left behind.
 
-        Memory writes give None. The timing stays until the next reset. If an operation gets no
-        answer in :data:`RESPONSE_LIMIT_CYC` cycles, the list ends before it.
+        Writes and faults of memory give None. The timing stays until the next reset. If an
+        operation gets no answer in :data:`RESPONSE_LIMIT_CYC` cycles, the list ends before it.
         """
         records = [self._record(
             Kind.TIMING,
@@ -191,7 +193,7 @@ class VerilatorPort:
             ends.append((operation, len(records) - 1))
         rows = self._carry_out(records)
         return [
-            None if isinstance(operation, MemoryWrite) else
+            None if isinstance(operation, MemoryWrite | MemoryFault) else
             CompiledObservation(self, operation, rows[end])
             for operation, end in ends if end < len(rows)]
 
@@ -206,6 +208,8 @@ class VerilatorPort:
                 return [self._record(Kind.WRITE_MEMORY, address | value << 64 | size << 128)]
             case TimePasses(ticks):
                 return [self._record(Kind.TIME, ticks)]
+            case MemoryFault(address, fault):
+                return [self._record(Kind.FAULT, address | (fault or 0) << 64)]
             case RegisterWrites(values):
                 updates = [self._codec.update(name, value) for name, value in values]
                 return ([self._record(Kind.UPDATE, update) for update in updates]
@@ -245,9 +249,9 @@ class VerilatorPort:
         return {address: word for address, word in zip(words[::2], words[1::2], strict=True)
                 if word}
 
-    def fail_at(self, address: int) -> None:
-        """Let memory answer with an error at the 64-bit word of ``address`` until the reset."""
-        self._run([self._record(Kind.FAULT, address)])
+    def fail_memory(self, address: int, fault: Fault | None) -> None:
+        """Let memory fail the unit at the 64-bit word of ``address``, or no longer (None)."""
+        self._run(self._records(MemoryFault(address, fault)))
 
     @contextmanager
     def recorded(self, path: Path) -> Iterator[None]:

@@ -3,7 +3,7 @@
 This is the only public face of the core; the other components of this folder are its parts.
 """
 
-from amaranth import Cat, Module, Mux
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -142,9 +142,12 @@ class VmxUnit(wiring.Component):
             unit.checks.list_fails.eq(checker.list_failing.any()),
             unit.wants.eq(checker.wants),
         ]
+        list_failing = Signal.like(checker.list_failing)  # by the entry that failed; it is not kept
+        with m.If(~unit.list_failed):
+            m.d.sync += list_failing.eq(checker.list_failing)
         with m.If(unit.checked):
             m.d.sync += self.diagnosis.eq(Cat(
-                checker.failing, Mux(unit.list_failed, checker.list_failing, 0)))
+                checker.failing, Mux(unit.list_failed, list_failing, 0)))
 
         # exits
         m.d.comb += [

@@ -46,6 +46,26 @@ VALID = 1 << 31          # of VM_ENTRY_INTR_INFO
 #: Events that an entry may inject: information, error code, instruction length.
 INJECTIONS = (
     (0x20, 0, 0), (0x202, 0, 0), (0x306, 0, 0), (0xB0D, 0x18, 0), (0x480, 0, 2), (0x603, 0, 1))
+SECONDARY = "PROC1_ACTIVATE_SECONDARY"
+#: Control bits that an entry accepts together, whatever else is set.
+INTERCEPTS = (
+    ("PIN_EXT_INTR_EXITING",), ("PIN_EXT_INTR_EXITING", "EXIT_ACK_INTR_ON_EXIT"),
+    ("PIN_NMI_EXITING",), ("PIN_NMI_EXITING", "PIN_VIRTUAL_NMIS"),
+    ("PIN_NMI_EXITING", "PIN_VIRTUAL_NMIS", "PROC1_NMI_WINDOW_EXITING"),
+    ("PIN_ACTIVATE_PREEMPTION_TIMER",),
+    ("PIN_ACTIVATE_PREEMPTION_TIMER", "EXIT_SAVE_PREEMPTION_TIMER"),
+    *((f"PROC1_{name}",) for name in (
+        "INTR_WINDOW_EXITING", "USE_TSC_OFFSETTING", "HLT_EXITING", "INVLPG_EXITING",
+        "MWAIT_EXITING", "RDPMC_EXITING", "RDTSC_EXITING", "CR8_LOAD_EXITING",
+        "CR8_STORE_EXITING", "MOV_DR_EXITING", "UNCOND_IO_EXITING", "USE_IO_BITMAPS",
+        "MONITOR_TRAP_FLAG", "USE_MSR_BITMAPS", "MONITOR_EXITING", "PAUSE_EXITING")),
+    *((SECONDARY, f"PROC2_{name}") for name in (
+        "DESCRIPTOR_TABLE_EXITING", "ENABLE_RDTSCP", "WBINVD_EXITING", "PAUSE_LOOP_EXITING",
+        "RDRAND_EXITING", "ENABLE_INVPCID", "RDSEED_EXITING", "ENABLE_XSAVES_XRSTORS",
+        "ENCLS_EXITING", "USE_TSC_SCALING", "ENABLE_USER_WAIT_PAUSE")),
+    (SECONDARY, "PROC1_USE_TPR_SHADOW", "PROC2_VIRTUALIZE_APIC_ACCESSES"),
+    (SECONDARY, "PROC1_USE_TSC_OFFSETTING", "PROC2_USE_TSC_SCALING"),
+)
 GOOD_PAT, BAD_PAT = 0x0007_0406_0007_0406, 0x0002_0406_0007_0406
 
 
@@ -83,6 +103,7 @@ class Author:
         self._rows = tuple(capabilities.checks)
         self._encodings = sorted(capabilities.encodings)
         self._controls = _free_controls(capabilities)
+        self._intercepts = [group for group in INTERCEPTS if all(map(capabilities.allows, group))]
         self._vmcs: dict[int, dict[str, int]] = {}  # by pointer: fields as last written
         self._baseline: dict[int, str] = {}         # by pointer: the one it was made from
         self._launched: set[int] = set()
@@ -361,6 +382,8 @@ class Author:
                     pointer, self._random.choice([*self._subject.baselines]),
                     launch=self._random.choice((0, 0, 1, self._random.getrandbits(64))))
         yield from self._do("VMPTRLD", pointer=pointer)
+        if self._random.random() < 0.5:
+            yield from self._intercept()
 
     def _repair(self):
         """Undo the changes of the current VMCS."""
@@ -448,10 +471,17 @@ class Author:
         yield from self._write(f"{name}_COUNT", count)
 
     def _intercept(self):
-        """Change what makes guest events exit."""
+        """Change what makes guest events exit: controls that may go together, masks, bitmaps."""
         if self._current is None:
             return
         bits = self._random.getrandbits
+        for group in self._random.sample(self._intercepts, min(6, len(self._intercepts))):
+            yield from self._set(*group)
+        for symbol in ("PROC1_CR3_LOAD_EXITING", "PROC1_CR3_STORE_EXITING"):
+            field = "PRIMARY_PROC_BASED_CTLS"
+            if self._random.random() < 0.3:
+                now = self._vmcs[self._current][field]
+                yield from self._write(field, now & ~(1 << CONTROLS[symbol].low))
         for field, value in self._random.sample([
             ("EXCEPTION_BITMAP", bits(32)), ("EXCEPTION_BITMAP", 1 << 14),
             ("PAGE_FAULT_ERROR_CODE_MASK", bits(5)), ("PAGE_FAULT_ERROR_CODE_MATCH", bits(5)),
@@ -473,6 +503,7 @@ class Author:
             return
         table = PDPT + 0x40
         yield from self._write("HOST_CR3", table)
+        yield from self._write("HOST_CR4", self._vmcs[self._current]["HOST_CR4"] | 1 << 5)
         for number in range(4):
             value = self._random.choice((0, 0x5001, 0x6001, self._value(64, 0x5001)))
             yield MemoryWrite(table + 8 * number, 8, value)

@@ -85,7 +85,7 @@ class _Shrinker:
         """Replace steps by simpler ones, the last step first."""
         for number in reversed(range(len(self._program.steps))):
             again = True
-            while again:
+            while again and number < len(self._program.steps):  # of which some may be left out
                 again = any(
                     self._holds(self._with(steps))
                     for steps in _simpler(self._program.steps, number, self._subject))

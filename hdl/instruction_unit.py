@@ -98,8 +98,6 @@ class InstructionUnit(wiring.Component):
         From the exit unit; ``qualification`` is what the exit writes.
     msr_value, store_fails, pae, pdptes_fail, long_mode_fails : In
         From the exit steps.
-    host : Out(1)
-        A FETCH is for the host's page-directory-pointer-table entries.
     transition : Out(Transition), strobe : Out(1)
         To the mode controller.
     enter : Out(1)
@@ -150,7 +148,7 @@ class InstructionUnit(wiring.Component):
             "word_addresses": In(data.ArrayLayout(64, len(words.members))),
             "verdict": In(Verdict), "event_value": In(64), "cause": In(Event),
             "qualification": In(64), "msr_value": In(64), "store_fails": In(1), "pae": In(1),
-            "pdptes_fail": In(1), "long_mode_fails": In(1), "host": Out(1),
+            "pdptes_fail": In(1), "long_mode_fails": In(1),
             "transition": Out(Transition), "strobe": Out(1),
             "enter": Out(1), "leave": Out(1), "save": Out(1), "inform": Out(1),
             "stage_stb": Out(1), "unstage": Out(1),
@@ -518,7 +516,8 @@ class InstructionUnit(wiring.Component):
             with m.Else():
                 loads()
         with m.State("HOST PDPTES"):
-            m.d.comb += [self.command.eq(Command.FETCH), self.start.eq(1), self.host.eq(1)]
+            m.d.comb += [self.command.eq(Command.PDPTES), self.start.eq(1),
+                         self.address.eq(fields.HOST_CR3 & 0xFFFFFFE0)]
             with m.If(self.done):
                 with m.If(self.error):
                     abort(MACHINE_CHECK)

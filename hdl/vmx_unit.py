@@ -12,7 +12,7 @@ from vmxswitch.spec.operations import Mode
 from vmxswitch.spec.tables import expression
 
 from .commit import Commit
-from .entry_checker import PDPTES, EntryChecker
+from .entry_checker import EntryChecker
 from .exit_steps import ExitSteps
 from .exit_unit import ExitUnit
 from .expression import lower
@@ -171,9 +171,8 @@ class VmxUnit(wiring.Component):
             live.update_en.eq(~unit.busy),
             live.ticks.eq(Mux(self._counts(bank, live, mode), self.ticks, 0)),
         ]
-        for name in PDPTES.members:
-            m.d.comb += [commit.host_pdptes[name].eq(memory.words[name]),
-                         steps.host_pdptes[name].eq(memory.words[name])]
+        for component in (commit, steps):
+            m.d.comb += component.host_pdptes.eq(memory.host_pdptes)
 
         # bank
         transfer = memory.busy & (
@@ -198,9 +197,6 @@ class VmxUnit(wiring.Component):
             memory.cr3.eq(bank.fields.GUEST_CR3), memory.r_launched.eq(unit.store_launched),
             unit.w_launched.eq(memory.w_field[0]), unit.w_launched_stb.eq(memory.w_launched_stb),
         ]
-        with m.If(unit.host):
-            m.d.comb += [memory.wants.vtpr.eq(0), memory.wants.link.eq(0),
-                         memory.wants.pdptes.eq(1), memory.cr3.eq(bank.fields.HOST_CR3)]
         if "VIRTUAL_APIC_ADDR" in capabilities.fields:
             m.d.comb += memory.virtual_apic.eq(bank.fields.VIRTUAL_APIC_ADDR)
         return m

@@ -53,8 +53,6 @@ class ExitSteps(wiring.Component):
         The current VMCS and its pointer, the running environment and the present mode.
     memory : Out(CommandSignature)
         To and from the memory unit, while ``busy``.
-    host : Out(1)
-        A FETCH is for the host's page-directory-pointer-table entries.
     list_entry : In(ListEntry)
         Entry of the MSR list at hand.
     list_fails : In(1)
@@ -71,7 +69,7 @@ class ExitSteps(wiring.Component):
             "abort": Out(3),
             "fields": In(field_layout(capabilities)), "live": In(register_layout(capabilities)),
             "mode": In(Mode), "current_vmcs": In(64), "memory": Out(CommandSignature()),
-            "host": Out(1), "list_entry": In(ListEntry), "list_fails": In(1),
+            "list_entry": In(ListEntry), "list_fails": In(1),
             "host_pdptes": In(PDPTES), "stage_stb": Out(1), "unstage": Out(1),
         })
 
@@ -174,8 +172,7 @@ class ExitSteps(wiring.Component):
                 with m.Else():
                     go_on_to_loads()
             with m.State("PDPTES"):
-                command(Command.FETCH)
-                m.d.comb += self.host.eq(1)
+                command(Command.PDPTES, fields.HOST_CR3 & 0xFFFFFFE0)
                 with m.If(memory.done):
                     with m.If(memory.error):
                         abort(MACHINE_CHECK)

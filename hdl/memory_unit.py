@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.region import LAUNCH_OFFSET
 
-from .entry_checker import ListEntry, MemoryWords, Wants
+from .entry_checker import PDPTES, ListEntry, MemoryWords, Wants
 from .interface import require_capabilities
 
 __all__ = [
@@ -51,6 +51,7 @@ class Command(enum.Enum, shape=3):
     LIST_ENTRY = 3  # two words, to ``list_entry``
     LOAD = 4        # launch word and fields of a region, into the bank
     STORE = 5       # launch word and fields, out of the bank
+    PDPTES = 6      # four words, to ``host_pdptes``
 
 
 class CommandSignature(wiring.Signature):
@@ -91,7 +92,7 @@ class MemoryUnit(wiring.Component):
         up there.
     wants : In(Wants), virtual_apic, link, cr3 : In(64)
         For FETCH: which words, and the VMCS fields that say where.
-    word : Out(64), words : Out(MemoryWords), list_entry : Out(ListEntry)
+    word : Out(64), words : Out(MemoryWords), list_entry : Out(ListEntry), host_pdptes : Out(PDPTES)
         What was read; kept until the next command of the kind.
     number : Out(8)
         For LOAD and STORE: field at hand, in table order.
@@ -115,6 +116,7 @@ class MemoryUnit(wiring.Component):
             "busy": Out(1), "done": Out(1), "error": Out(1),
             "wants": In(Wants), "virtual_apic": In(64), "link": In(64), "cr3": In(64),
             "word": Out(64), "words": Out(MemoryWords), "list_entry": Out(ListEntry),
+            "host_pdptes": Out(PDPTES),
             "number": Out(8), "r_field": In(64), "r_launched": In(1),
             "w_field": Out(64), "w_field_stb": Out(1), "w_launched_stb": Out(1),
         })
@@ -158,6 +160,8 @@ class MemoryUnit(wiring.Component):
                                      offset.eq((self.cr3 & 0xFFFFFFE0) + ((step - 2)[:2] << 3))]
             with m.Case(Command.LIST_ENTRY):
                 m.d.comb += last.eq(1)
+            with m.Case(Command.PDPTES):
+                m.d.comb += last.eq(3)
             with m.Case(Command.LOAD, Command.STORE):
                 m.d.comb += [
                     last.eq(self._field_count),
@@ -195,6 +199,11 @@ class MemoryUnit(wiring.Component):
                     for n in range(4):
                         with m.Case(2 + n):
                             m.d.sync += self.words[f"PDPTE{n}"].eq(word)
+            with m.Case(Command.PDPTES):
+                with m.Switch(step):
+                    for n in range(4):
+                        with m.Case(n):
+                            m.d.sync += self.host_pdptes[f"PDPTE{n}"].eq(word)
             with m.Case(Command.LIST_ENTRY):
                 with m.If(step == 0):
                     m.d.sync += [self.list_entry.LIST_INDEX.eq(word[:32]),

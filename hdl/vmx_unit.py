@@ -3,7 +3,7 @@
 This is the only public face of the core; the other components of this folder are its parts.
 """
 
-from amaranth import Cat, Module, Mux
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -12,7 +12,7 @@ from vmxswitch.spec.operations import Mode
 from vmxswitch.spec.tables import expression
 
 from .commit import Commit
-from .entry_checker import PDPTES, EntryChecker
+from .entry_checker import EntryChecker
 from .exit_steps import ExitSteps
 from .exit_unit import ExitUnit
 from .expression import lower
@@ -161,9 +161,12 @@ class VmxUnit(wiring.Component):
             sequencer.qualification.eq(checker.qualification),
             sequencer.list_fails.eq(list_fails),
         ]
+        list_failing = Signal.like(checker.list_failing)  # by the entry that failed; it is not kept
+        with m.If(~sequencer.list_failed):
+            m.d.sync += list_failing.eq(checker.list_failing)
         with m.If(sequencer.checked):
             m.d.sync += self.diagnosis.eq(Cat(
-                checker.failing, Mux(sequencer.list_failed, checker.list_failing, 0)))
+                checker.failing, Mux(sequencer.list_failed, list_failing, 0)))
 
         # pointers
         m.d.comb += [
@@ -201,9 +204,8 @@ class VmxUnit(wiring.Component):
             live.update_en.eq(~sequencer.busy),
             live.ticks.eq(Mux(self._counts(bank, live, mode), self.ticks, 0)),
         ]
-        for name in PDPTES.members:
-            m.d.comb += [commit.host_pdptes[name].eq(memory.words[name]),
-                         steps.host_pdptes[name].eq(memory.words[name])]
+        for component in (commit, steps):
+            m.d.comb += component.host_pdptes.eq(memory.host_pdptes)
 
         # bank
         m.d.comb += [
@@ -231,9 +233,6 @@ class VmxUnit(wiring.Component):
             memory.wants.eq(checker.wants), memory.link.eq(bank.fields.VMCS_LINK_POINTER),
             memory.cr3.eq(bank.fields.GUEST_CR3), memory.r_launched.eq(sequencer.store_launched),
         ]
-        with m.If(steps.host):
-            m.d.comb += [memory.wants.vtpr.eq(0), memory.wants.link.eq(0),
-                         memory.wants.pdptes.eq(1), memory.cr3.eq(bank.fields.HOST_CR3)]
         if "VIRTUAL_APIC_ADDR" in capabilities.fields:
             m.d.comb += memory.virtual_apic.eq(bank.fields.VIRTUAL_APIC_ADDR)
         return m

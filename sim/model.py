@@ -202,6 +202,10 @@ class Model:
         """Write ``size`` bytes (4 or 8, naturally aligned), little-endian."""
         self._memory.write(address, size, value)
 
+    def field(self, symbol: str) -> int:
+        """A field of the current VMCS; 0 if the processor does not have it."""
+        return self._vmcs.get(symbol, 0)
+
     def memory_words(self) -> dict[int, int]:
         """Every 64-bit word of memory that is not 0, by address."""
         return self._memory.words()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Sample
+from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode, Sample
 
 __all__ = ["Port"]
 
@@ -39,8 +39,14 @@ class Port(Protocol):
     def execute_many(self, instructions: Iterable[Instruction]) -> list[Answer]:
         """Carry out instructions back to back; faster than one by one where there is a clock."""
 
-    def report(self, event: Event) -> Answer:
+    def report(self, event: Event | Boundary) -> Answer:
         """Tell of a guest event; only in VMX non-root operation."""
+
+    def pass_time(self, ticks: int) -> None:
+        """Let the VMX-preemption timer count, which it does in the guest.
+
+        ``ticks`` (32 bits) is how often bit IA32_VMX_MISC[4:0] of the time-stamp counter changed.
+        """
 
     @property
     def mode(self) -> Mode:

@@ -13,7 +13,14 @@ from vmxswitch.spec.operations import Mode
 
 from .entry_checker import PDPTES, ListEntry
 from .expression import lower
-from .interface import field_layout, register_layout, symbol_values
+from .interface import (
+    Event,
+    cause_values,
+    field_layout,
+    register_layout,
+    require_capabilities,
+    symbol_values,
+)
 
 __all__ = ["Commit"]
 
@@ -36,10 +43,12 @@ class Commit(wiring.Component):
         Present mode.
     exit : In(1)
         Which way: 0 guest state goes live, 1 host state goes live.
-    exit_reason : In(16), exit_by_instruction : In(1)
+    cause : In(Event), by_instruction : In(1)
         About the VM exit; read if ``exit``.
+    host_pdptes : In(:data:`~.entry_checker.PDPTES`)
+        Page-directory-pointer-table entries of the host, if it uses PAE paging.
     stage_stb : In(1), stage : In(ListEntry)
-        Keeps the value of an MSR-load entry for the coming VM entry, at the next edge.
+        Keeps the value of an MSR-load entry for the coming VM entry or exit, at the next edge.
     unstage : In(1)
         Forgets the staged values at the next edge. Wins over ``stage_stb``.
     next : Out(:func:`~.interface.register_layout`)
@@ -50,14 +59,12 @@ class Commit(wiring.Component):
         Constant: bit n is 1 if a VM exit saves field n.
     """
     def __init__(self, capabilities: Capabilities):
-        if not isinstance(capabilities, Capabilities):
-            raise TypeError(f"Commit wants Capabilities, not {capabilities!r}")
-        self._capabilities = capabilities
+        self._capabilities = require_capabilities(self, capabilities)
         fields, registers = field_layout(capabilities), register_layout(capabilities)
         super().__init__({
             "fields": In(fields), "live": In(registers),
             "pdptes": In(PDPTES), "mode": In(Mode),
-            "exit": In(1), "exit_reason": In(16), "exit_by_instruction": In(1),
+            "exit": In(1), "cause": In(Event), "by_instruction": In(1), "host_pdptes": In(PDPTES),
             "stage_stb": In(1), "stage": In(ListEntry), "unstage": In(1),
             "next": Out(registers), "saved": Out(fields),
             "saved_en": Out(len(capabilities.fields)),
@@ -67,17 +74,19 @@ class Commit(wiring.Component):
         m = Module()
         capabilities = self._capabilities
         values = symbol_values(capabilities, fields=self.fields, live=self.live) | {
-            "NON_ROOT": self.mode == Mode.NON_ROOT,
-            "EXIT_REASON": self.exit_reason, "EXIT_BY_INSTRUCTION": self.exit_by_instruction,
-        } | {name: self.pdptes[name] for name in PDPTES.members}
+            "NON_ROOT": self.mode == Mode.NON_ROOT, "EXIT_BY_INSTRUCTION": self.by_instruction,
+        } | cause_values(self.cause)
+        values |= {name: self.pdptes[name] for name in PDPTES.members}
+        values |= {f"HOST_{name}": self.host_pdptes[name] for name in PDPTES.members}
         m.d.comb += self.saved.eq(self.fields)
         numbers = {symbol: number for number, symbol in enumerate(capabilities.fields)}
         for name, row in capabilities.registers.items():
             entry = lower(capabilities.bind(row.entry), values)
-            if row.msr is not None:
-                entry = self._staged(m, name, row.msr, entry)
             leave = lower(capabilities.bind(row.exit), values)
-            m.d.comb += self.next[name].eq(Mux(self.exit, leave, entry))
+            following = Mux(self.exit, leave, entry)
+            if row.msr in capabilities.wrmsr_rules:
+                following = self._staged(m, name, row.msr, following)
+            m.d.comb += self.next[name].eq(following)
             if row.field in numbers:
                 m.d.comb += [
                     self.saved[row.field].eq(lower(capabilities.bind(row.save), values)),
@@ -85,12 +94,12 @@ class Commit(wiring.Component):
                 ]
         return m
 
-    def _staged(self, m, name, msr, entry):
-        """The value that the entry loads: the staged one if the MSR-load list named the MSR."""
+    def _staged(self, m, name, msr, following):
+        """The value that goes live: the staged one if the MSR-load list named the MSR."""
         staged = Signal(len(self.live[name]), name=f"staged_{name}")
         present = Signal(name=f"present_{name}")
         with m.If(self.unstage):
             m.d.sync += present.eq(0)
         with m.Elif(self.stage_stb & (self.stage.LIST_INDEX == msr)):
             m.d.sync += [staged.eq(self.stage.LIST_DATA), present.eq(1)]
-        return Mux(present, staged, entry)
+        return Mux(present, staged, following)

@@ -12,7 +12,7 @@ from vmxswitch.spec.expression import symbols
 from vmxswitch.spec.tables import expression
 
 from .expression import lower
-from .interface import field_layout, register_layout, symbol_values
+from .interface import field_layout, register_layout, require_capabilities, symbol_values
 
 __all__ = ["PDPTES", "EntryChecker", "ListEntry", "MemoryWords", "Wants"]
 
@@ -86,9 +86,7 @@ class EntryChecker(wiring.Component):
         Combinational: bit n: list check n fails for ``list_entry``.
     """
     def __init__(self, capabilities: Capabilities):
-        if not isinstance(capabilities, Capabilities):
-            raise TypeError(f"Checker wants Capabilities, not {capabilities!r}")
-        self._capabilities = capabilities
+        self._capabilities = require_capabilities(self, capabilities)
         self._rows, self._list_rows = capabilities.state_checks, capabilities.list_checks
         super().__init__({
             "fields": In(field_layout(capabilities)), "live": In(register_layout(capabilities)),

@@ -65,6 +65,8 @@ def lower(expression: ir.Expression, signals: Mapping[str, Value]) -> Value:
                 return _exactly(compile(left) * compile(right), width)
             case ir.Binary(_, "<<", left, ir.Const(_, count)):
                 return Cat(Const(0, count), compile(left))
+            case ir.Binary(_, ">>", left, right):
+                return compile(left) >> compile(right)
             case ir.Member(_, value, numbers):
                 return compile(value).matches(*numbers)
             case ir.Mux(_, condition, yes, no):

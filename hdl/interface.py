@@ -8,8 +8,9 @@ from vmxswitch.spec.operations import Outcome
 from vmxswitch.spec.tables import INSTRUCTIONS
 
 __all__ = [
-    "INSTRUCTION_ROWS", "Code", "Event", "Operation", "Request", "Response", "control_layout",
-    "field_layout", "register_layout", "symbol_values", "update_layout",
+    "INSTRUCTION_ROWS", "Code", "Event", "Operation", "Request", "Response", "cause_values",
+    "control_layout", "field_layout", "register_layout", "require_capabilities", "symbol_values",
+    "update_layout",
 ]
 
 #: VMX instructions by number, in table order.
@@ -36,27 +37,54 @@ class Request(data.Struct):
     displacement:     64
 
 
+class Pending(data.Struct):
+    """What is pending at a boundary; see :class:`vmxswitch.spec.operations.Boundary`."""
+    first:     1
+    nmi:       1
+    interrupt: 1
+    init:      1
+    sipi:      1
+    vector:    8
+
+
 class Event(data.Struct):
     """A guest event that may exit; see :class:`vmxswitch.spec.operations.Event`."""
-    reason:           16
-    qualification:    64
-    length:           4   # bytes
-    information:      32
-    linear_address:   64
-    physical_address: 64
+    reason:               16
+    qualification:        64
+    length:               4   # bytes
+    information:          32
+    linear_address:       64
+    physical_address:     64
+    number:               32
+    value:                64
+    interruption:         32
+    error_code:           32
+    vectoring:            32
+    vectoring_error_code: 32
+    boundary:             1        # the guest is between two instructions; nothing above counts
+    pending:              Pending
 
 
 class Response(data.Struct):
     """What became of a request or event; see :class:`vmxswitch.spec.operations.Answer`."""
     code:          Code
     row:           range(len(INSTRUCTION_ROWS))  # deciding row; not defined for events
-    error:         6   # VM-instruction error, for FAIL_VALID
+    error:         6   # VM-instruction error, for FAIL_VALID; VMX-abort code, for ABORT
     vector:        8   # exception, for FAULT
-    error_code:    16
+    error_code:    32  # of the exception, or of the event to deliver
     has_code:      1   # the exception has an error code
-    value:         64  # VMREAD, VMPTRST
+    value:         64  # VMREAD, VMPTRST; what a guest's access reads or writes
+    delivery:      32  # event to deliver first, if bit 31; for ENTERED and NO_EXIT
+    length:        4   # bytes, of the event to deliver
     reason:        16  # for EXIT and ENTRY_FAILURE
     qualification: 64
+
+
+def require_capabilities(component, capabilities) -> Capabilities:
+    """The constructor's argument, if it is what it must be; else :exc:`TypeError`, by name."""
+    if not isinstance(capabilities, Capabilities):
+        raise TypeError(f"{type(component).__name__} wants Capabilities, not {capabilities!r}")
+    return capabilities
 
 
 def field_layout(capabilities: Capabilities) -> data.StructLayout:
@@ -85,6 +113,13 @@ def update_layout(capabilities: Capabilities) -> data.StructLayout:
     })
 
 
+def cause_values(cause) -> dict[str, Value]:
+    """Values of the symbols that describe what moves the processor to the host."""
+    return {"EXIT_REASON": cause.reason} | {f"CAUSE_{name.upper()}": cause[name] for name in (
+        "qualification", "length", "information", "linear_address", "physical_address", "number",
+        "value", "interruption", "error_code", "vectoring", "vectoring_error_code")}
+
+
 def symbol_values(capabilities: Capabilities, *, fields=None, live=None) -> dict[str, Value]:
     """Values of the symbols that fields and registers give to expressions."""
     values = {}
@@ -94,5 +129,3 @@ def symbol_values(capabilities: Capabilities, *, fields=None, live=None) -> dict
         values |= {row.symbol: Value.cast(live[name])
                    for name, row in capabilities.registers.items()}
     return values
-
-

@@ -1,16 +1,16 @@
 """The running environment.
 
 Facts: registers.csv. ``live`` changes as a whole at a commit; between commits only the core's own
-register writes change it.
+register writes and the VMX-preemption timer change it.
 """
 
-from amaranth import Module
+from amaranth import Module, Mux
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from vmxswitch.spec.capabilities import Capabilities
 
-from .interface import register_layout, update_layout
+from .interface import register_layout, require_capabilities, update_layout
 
 __all__ = ["LiveState"]
 
@@ -36,18 +36,19 @@ class LiveState(wiring.Component):
         cut to the register's width. ``ready`` is ``update_en`` and not ``commit``.
     update_en : In(1)
         Lets ``updates`` through.
+    ticks : In(32)
+        By how much PREEMPTION_TIMER counts down at the next edge, to 0 at most. A commit and a
+        write of the register win.
     changing : Out(1)
         Combinational: ``live`` may change at the next edge.
     """
     def __init__(self, capabilities: Capabilities):
-        if not isinstance(capabilities, Capabilities):
-            raise TypeError(f"Live state wants Capabilities, not {capabilities!r}")
-        self._capabilities = capabilities
+        self._capabilities = require_capabilities(self, capabilities)
         layout = register_layout(capabilities)
         super().__init__({
             "live": Out(layout), "next": In(layout), "commit": In(1),
             "updates": In(stream.Signature(update_layout(capabilities))),
-            "update_en": In(1), "changing": Out(1),
+            "update_en": In(1), "ticks": In(32), "changing": Out(1),
         })
 
     def elaborate(self, platform):
@@ -55,8 +56,11 @@ class LiveState(wiring.Component):
         updated = self.updates.valid & self.updates.ready
         m.d.comb += [
             self.updates.ready.eq(self.update_en & ~self.commit),
-            self.changing.eq(self.commit | updated),
+            self.changing.eq(self.commit | updated | (self.ticks != 0)),
         ]
+        if "PREEMPTION_TIMER" in self._capabilities.registers:
+            timer = self.live.PREEMPTION_TIMER
+            m.d.sync += timer.eq(Mux(timer < self.ticks, 0, timer - self.ticks))
         with m.If(self.commit):
             m.d.sync += self.live.eq(self.next)
         with m.Elif(updated):

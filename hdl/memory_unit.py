@@ -11,11 +11,24 @@ from amaranth.lib.wiring import In, Out
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.region import LAUNCH_OFFSET
 
-from .entry_checker import ListEntry, MemoryWords, Wants
+from .entry_checker import PDPTES, ListEntry, MemoryWords, Wants
+from .interface import require_capabilities
 
-__all__ = ["BusSignature", "Command", "MemoryUnit"]
+__all__ = [
+    "ENTRY_BYTES", "TIMEOUT_CYC", "BusSignature", "Command", "CommandSignature", "MemoryUnit",
+    "require_timeout",
+]
 
 VTPR_OFFSET = 0x80
+ENTRY_BYTES = 16  #: of an MSR list
+TIMEOUT_CYC = 1024  #: cycles that a transfer may take if nothing else is said
+
+
+def require_timeout(cycles: int) -> int:
+    """The number of cycles; :exc:`ValueError` if it is none."""
+    if not isinstance(cycles, int) or cycles < 1:
+        raise ValueError(f"Timeout must be a number of cycles from 1, not {cycles!r}")
+    return cycles
 
 
 class BusSignature(wiring.Signature):
@@ -38,6 +51,19 @@ class Command(enum.Enum, shape=3):
     LIST_ENTRY = 3  # two words, to ``list_entry``
     LOAD = 4        # launch word and fields of a region, into the bank
     STORE = 5       # launch word and fields, out of the bank
+    PDPTES = 6      # four words, to ``host_pdptes``
+
+
+class CommandSignature(wiring.Signature):
+    """Commands to the memory unit, one at a time, as who gives them sees it.
+
+    ``start`` is held high, with the operands, until ``done``.
+    """
+    def __init__(self):
+        super().__init__({
+            "command": Out(Command), "address": Out(64), "w_word": Out(64), "start": Out(1),
+            "done": In(1), "error": In(1), "word": In(64),
+        })
 
 
 class MemoryUnit(wiring.Component):
@@ -47,6 +73,9 @@ class MemoryUnit(wiring.Component):
     ----------
     capabilities : Capabilities
         The processor; its fields make up a region.
+    timeout_cyc : int
+        A transfer without ``ack`` and ``err`` in so many cycles counts as one that ended in
+        ``err``: ``cyc`` falls, and an answer that comes later is not looked at.
 
     Members
     -------
@@ -59,10 +88,11 @@ class MemoryUnit(wiring.Component):
     done : Out(1)
         High for one cycle when the command is complete or a transfer ended in an error.
     error : Out(1)
-        Together with ``done``: memory answered with ``err``; the command was given up there.
+        Together with ``done``: memory answered with ``err`` or not in time; the command was given
+        up there.
     wants : In(Wants), virtual_apic, link, cr3 : In(64)
         For FETCH: which words, and the VMCS fields that say where.
-    word : Out(64), words : Out(MemoryWords), list_entry : Out(ListEntry)
+    word : Out(64), words : Out(MemoryWords), list_entry : Out(ListEntry), host_pdptes : Out(PDPTES)
         What was read; kept until the next command of the kind.
     number : Out(8)
         For LOAD and STORE: field at hand, in table order.
@@ -70,10 +100,15 @@ class MemoryUnit(wiring.Component):
         Present value of field ``number``; launch state, for STORE.
     w_field : Out(64), w_field_stb : Out(1), w_launched_stb : Out(1)
         Value read; strobes for the field ``number`` and for the launch state (bit 0).
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If ``timeout_cyc`` is not a positive number.
     """
-    def __init__(self, capabilities: Capabilities):
-        if not isinstance(capabilities, Capabilities):
-            raise TypeError(f"Memory unit wants Capabilities, not {capabilities!r}")
+    def __init__(self, capabilities: Capabilities, *, timeout_cyc: int = TIMEOUT_CYC):
+        require_capabilities(self, capabilities)
+        self._timeout_cyc = require_timeout(timeout_cyc)
         self._field_count = len(capabilities.fields)
         super().__init__({
             "bus": Out(BusSignature()),
@@ -81,6 +116,7 @@ class MemoryUnit(wiring.Component):
             "busy": Out(1), "done": Out(1), "error": Out(1),
             "wants": In(Wants), "virtual_apic": In(64), "link": In(64), "cr3": In(64),
             "word": Out(64), "words": Out(MemoryWords), "list_entry": Out(ListEntry),
+            "host_pdptes": Out(PDPTES),
             "number": Out(8), "r_field": In(64), "r_launched": In(1),
             "w_field": Out(64), "w_field_stb": Out(1), "w_launched_stb": Out(1),
         })
@@ -93,7 +129,10 @@ class MemoryUnit(wiring.Component):
         offset = Signal(64)  # byte address of this step's word
         done = Signal()
         failed = Signal()
-        answered = self.bus.ack | self.bus.err
+        waited = Signal(range(self._timeout_cyc))  # cycles of the present transfer
+        late = waited == self._timeout_cyc - 1
+        answered = self.bus.ack | self.bus.err | late
+        fails = wanted & (self.bus.err | (late & ~self.bus.ack))
 
         m.d.comb += [
             wanted.eq(1),
@@ -121,6 +160,8 @@ class MemoryUnit(wiring.Component):
                                      offset.eq((self.cr3 & 0xFFFFFFE0) + ((step - 2)[:2] << 3))]
             with m.Case(Command.LIST_ENTRY):
                 m.d.comb += last.eq(1)
+            with m.Case(Command.PDPTES):
+                m.d.comb += last.eq(3)
             with m.Case(Command.LOAD, Command.STORE):
                 m.d.comb += [
                     last.eq(self._field_count),
@@ -132,9 +173,11 @@ class MemoryUnit(wiring.Component):
         with m.If(self.busy):
             m.d.comb += [self.bus.cyc.eq(wanted), self.bus.stb.eq(wanted)]
             with m.If(answered | ~wanted):
-                m.d.sync += step.eq(step + 1)
-                with m.If((step == last) | (wanted & self.bus.err)):
-                    m.d.sync += [self.busy.eq(0), done.eq(1), failed.eq(wanted & self.bus.err)]
+                m.d.sync += [step.eq(step + 1), waited.eq(0)]
+                with m.If((step == last) | fails):
+                    m.d.sync += [self.busy.eq(0), done.eq(1), failed.eq(fails)]
+            with m.Else():
+                m.d.sync += waited.eq(waited + 1)
             with m.If(wanted & self.bus.ack & ~self.bus.err):
                 self._capture(m, step)
         with m.Elif(self.start & ~done):
@@ -156,6 +199,11 @@ class MemoryUnit(wiring.Component):
                     for n in range(4):
                         with m.Case(2 + n):
                             m.d.sync += self.words[f"PDPTE{n}"].eq(word)
+            with m.Case(Command.PDPTES):
+                with m.Switch(step):
+                    for n in range(4):
+                        with m.Case(n):
+                            m.d.sync += self.host_pdptes[f"PDPTE{n}"].eq(word)
             with m.Case(Command.LIST_ENTRY):
                 with m.If(step == 0):
                     m.d.sync += [self.list_entry.LIST_INDEX.eq(word[:32]),

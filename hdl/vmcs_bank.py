@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.tables import FIELD_BY_ENCODING
 
-from .interface import field_layout
+from .interface import field_layout, require_capabilities
 
 __all__ = ["FieldSelect", "VmcsBank"]
 
@@ -51,9 +51,7 @@ class VmcsBank(wiring.Component):
         Combinational: a field may change at the next edge.
     """
     def __init__(self, capabilities: Capabilities):
-        if not isinstance(capabilities, Capabilities):
-            raise TypeError(f"Bank wants Capabilities, not {capabilities!r}")
-        self._capabilities = capabilities
+        self._capabilities = require_capabilities(self, capabilities)
         layout = field_layout(capabilities)
         super().__init__({
             "fields": Out(layout), "select": In(FieldSelect), "r_data": Out(64),

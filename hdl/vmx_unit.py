@@ -3,29 +3,36 @@
 This is the only public face of the core; the other components of this folder are its parts.
 """
 
-from amaranth import Cat, Module, Mux
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Mode
+from vmxswitch.spec.tables import expression
 
 from .commit import Commit
 from .entry_checker import EntryChecker
+from .exit_steps import ExitSteps
 from .exit_unit import ExitUnit
-from .instruction_unit import InstructionUnit, Retired
+from .expression import lower
+from .instruction_unit import InstructionUnit
 from .interface import (
     Event,
     Request,
     Response,
     control_layout,
     register_layout,
+    require_capabilities,
+    symbol_values,
     update_layout,
 )
 from .live_state import LiveState
-from .memory_unit import BusSignature, Command, MemoryUnit
+from .memory_unit import TIMEOUT_CYC, BusSignature, Command, MemoryUnit, require_timeout
 from .mode_controller import ModeController
+from .sequencer import Retired, Sequencer
 from .vmcs_bank import VmcsBank
+from .vmcs_pointers import VmcsPointers
 
 __all__ = ["VmxUnit"]
 
@@ -42,6 +49,8 @@ class VmxUnit(wiring.Component):
     ----------
     capabilities : Capabilities
         The processor that the unit is built for: a preset or a profile.
+    timeout_cyc : int
+        Cycles that memory has for a transfer; see :class:`~.memory_unit.MemoryUnit`.
 
     Members
     -------
@@ -57,6 +66,9 @@ class VmxUnit(wiring.Component):
         The running environment. Always one whole environment.
     updates : In(stream of :func:`~.interface.update_layout`)
         The core's own register writes; taken while no operation is being carried out.
+    ticks : In(32)
+        How often bit IA32_VMX_MISC[4:0] of the time-stamp counter changes at the next edge: the
+        VMX-preemption timer, register PREEMPTION_TIMER of ``live``, counts with it in the guest.
     mode : Out(Mode), resets to ``Mode.OFF``
         Present mode; changes at the same edge as ``live``.
     controls : Out(:func:`~.interface.control_layout`)
@@ -69,10 +81,9 @@ class VmxUnit(wiring.Component):
     retired : Out(Retired)
         For formal properties, waves and tests: each operation in the cycle after it ended.
     """
-    def __init__(self, capabilities: Capabilities):
-        if not isinstance(capabilities, Capabilities):
-            raise TypeError(f"Unit wants Capabilities, not {capabilities!r}")
-        self._capabilities = capabilities
+    def __init__(self, capabilities: Capabilities, *, timeout_cyc: int = TIMEOUT_CYC):
+        self._capabilities = require_capabilities(self, capabilities)
+        self._timeout_cyc = require_timeout(timeout_cyc)
         #: Checks of this unit, in the order of the bits of ``diagnosis``.
         self.rows = (*capabilities.state_checks, *capabilities.list_checks)
         super().__init__({
@@ -80,7 +91,7 @@ class VmxUnit(wiring.Component):
             "events": In(stream.Signature(Event)), "verdicts": Out(stream.Signature(Response)),
             "live": Out(register_layout(capabilities)),
             "updates": In(stream.Signature(update_layout(capabilities))),
-            "mode": Out(Mode), "controls": Out(control_layout(capabilities)),
+            "ticks": In(32), "mode": Out(Mode), "controls": Out(control_layout(capabilities)),
             "memory": Out(BusSignature()),
             "diagnosis": Out(len(self.rows)), "retired": Out(Retired),
         })
@@ -98,100 +109,153 @@ class VmxUnit(wiring.Component):
         m.submodules.live = live = LiveState(capabilities)
         m.submodules.checker = checker = EntryChecker(capabilities)
         m.submodules.exits = exits = ExitUnit(capabilities)
+        m.submodules.steps = steps = ExitSteps(capabilities)
         m.submodules.commit = commit = Commit(capabilities)
-        m.submodules.memory = memory = MemoryUnit(capabilities)
-        m.submodules.instructions = unit = InstructionUnit(capabilities)
+        m.submodules.memory = memory = MemoryUnit(capabilities, timeout_cyc=self._timeout_cyc)
+        m.submodules.pointers = pointers = VmcsPointers(capabilities)
+        m.submodules.instructions = instructions = InstructionUnit(capabilities)
+        m.submodules.sequencer = sequencer = Sequencer(capabilities)
 
-        for name, port in [("requests", unit.requests), ("events", unit.events),
+        for name, port in [("requests", sequencer.requests), ("events", sequencer.events),
                            ("updates", live.updates)]:
             wiring.connect(m, wiring.flipped(getattr(self, name)), port)
-        for name, port in [("responses", unit.responses), ("verdicts", unit.verdicts),
+        for name, port in [("responses", sequencer.responses), ("verdicts", sequencer.verdicts),
                            ("memory", memory.bus)]:
             wiring.connect(m, port, wiring.flipped(getattr(self, name)))
         m.d.comb += [
-            self.live.eq(live.live), self.mode.eq(mode.mode), self.retired.eq(unit.retired),
+            self.live.eq(live.live), self.mode.eq(mode.mode), self.retired.eq(sequencer.retired),
+            mode.transition.eq(sequencer.transition), mode.strobe.eq(sequencer.strobe),
         ]
         for symbol in control_layout(capabilities).members:
             m.d.comb += self.controls[symbol].eq(bank.fields[symbol])
 
-        for component in (checker, exits, commit, unit):
+        for component in (checker, exits, steps, commit, instructions):
             m.d.comb += [component.fields.eq(bank.fields), component.live.eq(live.live)]
-        for component in (exits, commit, unit):
+        m.d.comb += sequencer.fields.eq(bank.fields)
+        for component in (exits, steps, commit, instructions, sequencer):
             m.d.comb += component.mode.eq(mode.mode)
-        m.d.comb += [mode.transition.eq(unit.transition), mode.strobe.eq(unit.strobe)]
+        for component in (checker, steps, instructions, sequencer):
+            m.d.comb += component.current_vmcs.eq(pointers.current_vmcs)
+        list_fails = checker.list_failing.any()
+
+        # instructions
+        m.d.comb += [
+            instructions.request.eq(sequencer.request), instructions.word.eq(sequencer.word),
+            instructions.vmxon_pointer.eq(pointers.vmxon_pointer),
+            instructions.launched.eq(pointers.launched), instructions.shadow.eq(pointers.shadow),
+            instructions.failures.controls.eq(checker.controls_fail),
+            instructions.failures.host.eq(checker.host_fails),
+            instructions.failures.guest.eq(checker.guest_fails),
+            instructions.failures.list.eq(sequencer.list_failed),
+            sequencer.decision.eq(instructions.decision), sequencer.source.eq(instructions.source),
+            sequencer.select.eq(instructions.select), sequencer.wide.eq(instructions.wide),
+            sequencer.word_address.eq(instructions.word_address),
+        ]
 
         # checks
         m.d.comb += [
-            checker.current_vmcs.eq(unit.current_vmcs),
-            checker.vmxon_pointer.eq(unit.vmxon_pointer),
+            checker.vmxon_pointer.eq(pointers.vmxon_pointer),
             checker.memory.eq(memory.words), checker.list_entry.eq(memory.list_entry),
-            checker.changing.eq(bank.changing | live.changing | memory.busy | unit.moving),
-            unit.checks.settled.eq(checker.settled),
-            unit.checks.controls_fail.eq(checker.controls_fail),
-            unit.checks.host_fails.eq(checker.host_fails),
-            unit.checks.guest_fails.eq(checker.guest_fails),
-            unit.checks.qualification.eq(checker.qualification),
-            unit.checks.list_fails.eq(checker.list_failing.any()),
-            unit.wants.eq(checker.wants),
+            checker.changing.eq(bank.changing | live.changing | memory.busy | sequencer.moving),
+            sequencer.settled.eq(checker.settled), sequencer.wants.eq(checker.wants),
+            sequencer.qualification.eq(checker.qualification),
+            sequencer.list_fails.eq(list_fails),
         ]
-        with m.If(unit.checked):
+        list_failing = Signal.like(checker.list_failing)  # by the entry that failed; it is not kept
+        with m.If(~sequencer.list_failed):
+            m.d.sync += list_failing.eq(checker.list_failing)
+        with m.If(sequencer.checked):
             m.d.sync += self.diagnosis.eq(Cat(
-                checker.failing, Mux(unit.list_failed, checker.list_failing, 0)))
+                checker.failing, Mux(sequencer.list_failed, list_failing, 0)))
+
+        # pointers
+        m.d.comb += [
+            pointers.pointer.eq(sequencer.pointer), pointers.change.eq(sequencer.change),
+            pointers.strobe.eq(sequencer.change_stb), pointers.w_shadow.eq(sequencer.word[31]),
+            pointers.w_launched.eq(memory.w_field[0]),
+            pointers.w_launched_stb.eq(memory.w_launched_stb),
+            sequencer.resident.eq(pointers.resident), sequencer.occupied.eq(pointers.occupied),
+            sequencer.slot_pointer.eq(pointers.slot_pointer),
+            sequencer.slot_launched.eq(pointers.slot_launched),
+        ]
 
         # exits
-        m.d.comb += [exits.cause.eq(unit.cause), unit.exits.eq(exits.exits)]
+        m.d.comb += [
+            exits.event.eq(sequencer.event), exits.other.eq(sequencer.other),
+            exits.by_event.eq(sequencer.by_event), exits.words.eq(sequencer.event_words),
+            sequencer.word_wants.eq(exits.wants), sequencer.word_addresses.eq(exits.addresses),
+            sequencer.verdict.eq(exits.verdict), sequencer.event_value.eq(exits.value),
+            sequencer.cause.eq(exits.cause),
+            sequencer.exit_qualification.eq(exits.information.EXIT_QUALIFICATION),
+            steps.list_entry.eq(memory.list_entry), steps.list_fails.eq(list_fails),
+            steps.exit.eq(sequencer.exit), steps.start.eq(sequencer.leave_start),
+            sequencer.leave_needed.eq(steps.needed), sequencer.leave_done.eq(steps.done),
+            sequencer.leave_abort.eq(steps.abort),
+        ]
 
         # commit
         m.d.comb += [
-            commit.pdptes.eq(checker.pdptes), commit.exit.eq(unit.leave),
-            commit.exit_reason.eq(unit.cause.reason),
-            commit.exit_by_instruction.eq(exits.by_instruction),
-            commit.stage.eq(memory.list_entry), commit.stage_stb.eq(unit.stage_stb),
-            commit.unstage.eq(unit.unstage),
-            live.next.eq(commit.next), live.commit.eq(unit.enter | unit.leave),
-            live.update_en.eq(~unit.busy),
+            commit.pdptes.eq(checker.pdptes), commit.exit.eq(sequencer.leave),
+            commit.cause.eq(exits.cause), commit.by_instruction.eq(exits.by_instruction),
+            commit.stage.eq(memory.list_entry),
+            commit.stage_stb.eq(sequencer.stage_stb | steps.stage_stb),
+            commit.unstage.eq(sequencer.unstage | steps.unstage),
+            live.next.eq(commit.next), live.commit.eq(sequencer.enter | sequencer.leave),
+            live.update_en.eq(~sequencer.busy),
+            live.ticks.eq(Mux(self._counts(bank, live, mode), self.ticks, 0)),
         ]
+        for component in (commit, steps):
+            m.d.comb += component.host_pdptes.eq(memory.host_pdptes)
 
         # bank
-        transfer = memory.busy & (
-            (unit.command == Command.LOAD) | (unit.command == Command.STORE))
         m.d.comb += [
-            bank.select.eq(unit.select), bank.w_data.eq(unit.w_data), bank.w_stb.eq(unit.w_stb),
-            unit.r_data.eq(bank.r_data), memory.r_field.eq(bank.r_data),
+            bank.select.eq(instructions.select), bank.w_data.eq(sequencer.w_data),
+            bank.w_stb.eq(sequencer.w_stb), sequencer.r_data.eq(bank.r_data),
+            memory.r_field.eq(bank.r_data),
         ]
+        transfer = memory.busy & (
+            (memory.command == Command.LOAD) | (memory.command == Command.STORE))
         with m.If(transfer):
             m.d.comb += [
                 bank.select.number.eq(memory.number), bank.select.high.eq(0),
                 bank.w_data.eq(memory.w_field), bank.w_stb.eq(memory.w_field_stb),
             ]
-        self._bank_load(m, bank, commit, exits, unit)
+        self._bank_load(m, bank, commit, exits, sequencer)
 
         # memory
+        for user in (sequencer.memory, steps.memory):
+            m.d.comb += [user.done.eq(memory.done), user.error.eq(memory.error),
+                         user.word.eq(memory.word)]
+        for name in ("command", "address", "w_word", "start"):
+            m.d.comb += getattr(memory, name).eq(Mux(
+                steps.busy, getattr(steps.memory, name), getattr(sequencer.memory, name)))
         m.d.comb += [
-            memory.command.eq(unit.command), memory.address.eq(unit.address),
-            memory.w_word.eq(unit.w_word), memory.start.eq(unit.start),
-            unit.done.eq(memory.done), unit.error.eq(memory.error), unit.word.eq(memory.word),
             memory.wants.eq(checker.wants), memory.link.eq(bank.fields.VMCS_LINK_POINTER),
-            memory.cr3.eq(bank.fields.GUEST_CR3), memory.r_launched.eq(unit.store_launched),
-            unit.w_launched.eq(memory.w_field[0]), unit.w_launched_stb.eq(memory.w_launched_stb),
+            memory.cr3.eq(bank.fields.GUEST_CR3), memory.r_launched.eq(sequencer.store_launched),
         ]
         if "VIRTUAL_APIC_ADDR" in capabilities.fields:
             m.d.comb += memory.virtual_apic.eq(bank.fields.VIRTUAL_APIC_ADDR)
         return m
 
-    def _bank_load(self, m, bank, commit, exits, unit):
+    def _counts(self, bank, live, mode):
+        """Whether the VMX-preemption timer counts."""
+        values = symbol_values(self._capabilities, fields=bank.fields, live=live.live)
+        counts = self._capabilities.bind(expression("TIMER_COUNTS"))
+        return lower(counts, values) & (mode.mode == Mode.NON_ROOT)
+
+    def _bank_load(self, m, bank, commit, exits, sequencer):
         """Fields that the unit itself writes: saved guest state, exit information, errors."""
         m.d.comb += bank.load.eq(commit.saved)
         for number, symbol in enumerate(self._capabilities.fields):
-            with m.If(unit.save & commit.saved_en[number]):
+            with m.If(sequencer.save & commit.saved_en[number]):
                 m.d.comb += bank.load_stb[number].eq(1)
-            with m.If(unit.leave & exits.information_en[number]):
+            with m.If(sequencer.inform & exits.information_en[number]):
                 m.d.comb += [bank.load[symbol].eq(exits.information[symbol]),
                              bank.load_stb[number].eq(1)]
             for name, strobe, value in [
-                ("VM_INSTRUCTION_ERROR", unit.error_stb, unit.error_number),
-                ("EPT_POINTER", unit.eptp_stb, unit.eptp),
-                ("EPTP_INDEX", unit.eptp_index_stb, unit.eptp_index),
+                ("VM_INSTRUCTION_ERROR", sequencer.error_stb, sequencer.error_number),
+                ("EPT_POINTER", sequencer.eptp_stb, sequencer.eptp),
+                ("EPTP_INDEX", sequencer.eptp_index_stb, sequencer.eptp_index),
             ]:
                 if symbol == name:
                     with m.If(strobe):

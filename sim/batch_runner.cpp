@@ -5,7 +5,6 @@
 #include <cstring>
 #include <memory>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "Vvmx_unit.h"
@@ -33,14 +32,16 @@ template <std::size_t N> void get(const VlWide<N> &port, uint32_t *words) {
 
 enum Kind : uint32_t {
     REQUEST, EVENT, UPDATE, WRITE_MEMORY, READ_MEMORY, LOOK, FAULT, RESET, TIMING,
-    IDLE, SHOW
+    IDLE, SHOW, TIME
 };
+
+enum Fault : uint32_t { NONE, ERROR, HANG }; // as in memory.py
 
 struct Machine {
     VerilatedContext context;
     Vvmx_unit top{&context};
     std::unordered_map<uint64_t, uint64_t> memory; // 64-bit words by word address
-    std::unordered_set<uint64_t> faults;           // word addresses that answer with an error
+    std::unordered_map<uint64_t, Fault> faults;    // what words do instead, by word address
     uint64_t cycle = 0;
     bool back_to_back = true;  // offer a request before the one before it is answered
     uint32_t bus_wait_cyc = 0; // memory's answer comes so much later
@@ -67,6 +68,7 @@ struct Machine {
         top.requests_valid = top.events_valid = top.updates_valid = 0;
         top.responses_ready = top.verdicts_ready = 1;
         top.memory_ack = top.memory_err = 0;
+        top.ticks = 0;
         back_to_back = true;
         bus_wait_cyc = stall_cyc = bus_waited = 0;
         top.rst = 1;
@@ -122,7 +124,11 @@ struct Machine {
         if (recording) record();
 #endif
         bool transfer = top.memory_stb && !top.memory_ack && !top.memory_err;
-        if (transfer && bus_waited < bus_wait_cyc) {
+        const auto found = transfer ? faults.find(top.memory_adr) : faults.end();
+        const Fault fault = found == faults.end() ? NONE : found->second;
+        if (fault == HANG) {
+            transfer = false;
+        } else if (transfer && bus_waited < bus_wait_cyc) {
             ++bus_waited;
             transfer = false;
         } else if (transfer) {
@@ -132,18 +138,14 @@ struct Machine {
         const bool write = top.memory_we;
         top.clk = 1;
         top.eval();
-        bool fails = false;
-        if (transfer) {
-            fails = faults.count(address);
-            if (!fails && write) {
-                memory[address] = data;
-            } else if (!fails) {
-                const auto word = memory.find(address);
-                top.memory_dat_r = word == memory.end() ? 0 : word->second;
-            }
+        if (transfer && !fault && write) {
+            memory[address] = data;
+        } else if (transfer && !fault) {
+            const auto word = memory.find(address);
+            top.memory_dat_r = word == memory.end() ? 0 : word->second;
         }
-        top.memory_ack = transfer && !fails;
-        top.memory_err = fails;
+        top.memory_ack = transfer && !fault;
+        top.memory_err = transfer && fault;
         ++cycle;
     }
 
@@ -321,6 +323,13 @@ uint32_t vmx_run(void *handle, const uint32_t *record, uint32_t count, uint32_t 
         }
         case LOOK:
             break;
+        case TIME:
+            top.ticks = payload[0];
+            machine.settle();
+            machine.tick();
+            top.ticks = 0;
+            machine.settle();
+            break;
         case IDLE: // after a SHOW
             machine.settle();
             machine.edge();
@@ -329,7 +338,7 @@ uint32_t vmx_run(void *handle, const uint32_t *record, uint32_t count, uint32_t 
             machine.show();
             break;
         case FAULT:
-            machine.faults.insert(address >> 3);
+            machine.faults[address >> 3] = static_cast<Fault>(value);
             break;
         case RESET:
             machine.reset();

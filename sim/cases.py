@@ -8,6 +8,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.tables import FIELDS, implemented_reason
 
+from .guest_events import EVENT_NUMBERS, Unknown, event_of
 from .processor import DERIVED
 
 __all__ = [
@@ -210,7 +212,12 @@ NUMBERS = {
     "invept": {"type": 64, "lo": 64, "hi": 64}, "invvpid": {"type": 64, "lo": 64, "hi": 64},
     "vmlaunch": {}, "vmresume": {}, "vmfunc": {"eax": 32, "ecx": 32},
     "rdmsr": {"msr": 32}, "wrmsr": {"msr": 32, "value": 64}, "movcr": {"reg": 64, "value": 64},
-    "dump": {}, "set": {}, "guest": {},
+    "dump": {}, "set": {}, "guest": {}, "time": {"ticks": 32},
+}
+#: Numbers in a guest event of the other kinds, with their width in bits.
+EVENT_OPERANDS = {
+    "msr": 32, "port": 16, "size": 3, "imm": 1, "cr": 4, "dr": 4, "gpr": 4, "source": 16,
+    "vector": 8, "type": 3, "first": 1, "nmi": 1, "interrupt": 1, "init": 1, "sipi": 1,
 }
 
 
@@ -268,11 +275,12 @@ def _check_event(event):
             _check_length(_entry(event, "length", int))
         case "reason":
             implemented_reason(_entry(event, "reason", int))
-            for name in ("qualification", "physical"):
-                _check_number(name, event.get(name, 0))
-            _check_number("length", event.get("length", 0), 4)
-    _check_number("info", event.get("info", 0), 32)
-    _check_number("linear", event.get("linear", 0))
+    for name, bits in EVENT_NUMBERS.items():
+        _check_number(name, event.get(name, 0), bits)
+    for name, bits in EVENT_OPERANDS.items():
+        _check_number(name, event.get(name, 0), bits)
+    with suppress(Unknown):  # which the run then calls unsupported
+        event_of(event, None)
 
 
 def _check_length(length):

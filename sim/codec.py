@@ -9,7 +9,7 @@ from amaranth.lib import data
 from vmxswitch.hdl import interface
 from vmxswitch.hdl.interface import INSTRUCTION_ROWS, Code, Operation
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import Answer, Event, Instruction, Outcome
+from vmxswitch.spec.operations import Answer, Boundary, Delivery, Event, Instruction, Outcome
 from vmxswitch.spec.tables import implemented_reason
 
 __all__ = ["Codec", "Layout"]
@@ -55,6 +55,7 @@ class Codec:
         self._capabilities = capabilities
         self._checks = (*capabilities.state_checks, *capabilities.list_checks)
         self._request, self._event = Layout(interface.Request), Layout(interface.Event)
+        self._pending = Layout(interface.Pending)
         self._response = Layout(interface.Response)
         self._live = Layout(interface.register_layout(capabilities))
         self._update = Layout(interface.update_layout(capabilities))
@@ -84,8 +85,10 @@ class Codec:
             "information": instruction.information, "displacement": instruction.displacement,
         })
 
-    def event(self, event: Event) -> int:
+    def event(self, event: Event | Boundary) -> int:
         """Payload of ``events``; :exc:`UsageError` for a reason that is not implemented."""
+        if isinstance(event, Boundary):
+            return self._event.pack({"boundary": 1, "pending": self._pending.pack(vars(event))})
         implemented_reason(event.reason)
         return self._event.pack(vars(event))
 
@@ -122,7 +125,7 @@ class Codec:
         if answer.row:
             fields["row"] = _ROW_NUMBERS[answer.row]
         match code:
-            case Code.FAIL_VALID:
+            case Code.FAIL_VALID | Code.ABORT:
                 fields["error"] = answer.error
             case Code.FAULT:
                 fields |= {"vector": answer.vector, "has_code": answer.error_code is not None}
@@ -130,9 +133,19 @@ class Codec:
                     fields["error_code"] = answer.error_code
             case Code.SUCCEED if _gives_value(answer.row):
                 fields["value"] = answer.value
+            case Code.NO_EXIT | Code.ENTERED:
+                fields |= self._delivery(answer.delivery)
+                if code is Code.NO_EXIT:
+                    fields["value"] = answer.value
             case Code.EXIT | Code.ENTRY_FAILURE:
                 fields |= {"reason": answer.reason, "qualification": answer.qualification}
         return self._response.pack(fields), self._response.mask(fields)
+
+    def _delivery(self, delivery):
+        if delivery is None:
+            return {"delivery": 0}
+        return {"delivery": delivery.information, "error_code": delivery.error_code,
+                "length": delivery.length}
 
     def answer(self, response: int, *, event: bool, diagnosis: int, cycles: int) -> Answer:
         """The answer on ``responses`` or ``verdicts``; ``diagnosis`` 0 if it was not checked."""
@@ -142,12 +155,17 @@ class Codec:
         fields = self._response.unpack(response)
         code = Code(fields["code"])
         fault = code is Code.FAULT
-        row = None if event else INSTRUCTION_ROWS[fields["row"]]
-        gives_value = row and code is Code.SUCCEED and _gives_value(row.id)
+        decided = not event and code not in (Code.ABORT, Code.BUS_ERROR)
+        row = INSTRUCTION_ROWS[fields["row"]] if decided else None
+        gives_value = code is Code.NO_EXIT or (
+            row and code is Code.SUCCEED and _gives_value(row.id))
+        delivery = None
+        if code in (Code.NO_EXIT, Code.ENTERED) and fields["delivery"]:
+            delivery = Delivery(fields["delivery"], fields["error_code"], fields["length"])
         return Answer(
             outcome=Outcome[code.name],
             row=row.id if row else "",
-            error=fields["error"] if code is Code.FAIL_VALID else 0,
+            error=fields["error"] if code in (Code.FAIL_VALID, Code.ABORT) else 0,
             vector=fields["vector"] if fault else 0,
             error_code=fields["error_code"] if fault and fields["has_code"] else None,
             value=fields["value"] if gives_value else 0,
@@ -155,6 +173,7 @@ class Codec:
             qualification=fields["qualification"] if code in HOST_LIVE else 0,
             failing=tuple(
                 check.id for number, check in enumerate(self._checks) if diagnosis >> number & 1),
+            delivery=delivery,
             cycles=cycles,
         )
 

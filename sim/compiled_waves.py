@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from vmxswitch.hdl import interface
-from vmxswitch.hdl.instruction_unit import Retired
 from vmxswitch.hdl.memory_unit import Command
+from vmxswitch.hdl.sequencer import Retired
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Mode
 

@@ -1,17 +1,61 @@
-"""Physical memory of a simulated processor."""
+"""Physical memory of a simulated processor, and how it fails."""
 
-__all__ = ["Memory"]
+from enum import IntEnum
+
+__all__ = ["BusError", "Fault", "Memory"]
+
+WORD_BYTES = 8
+
+
+class Fault(IntEnum):
+    """What a 64-bit word of memory does to the unit instead of reading or being written."""
+    ERROR = 1  # answers with an error
+    HANG = 2   # gives no answer
+
+
+class BusError(Exception):
+    """A transfer of the unit met a :class:`Fault`."""
 
 
 class Memory:
-    """Sparse memory, all zero at first; little-endian, in 64-bit words."""
+    """Sparse memory, all zero at first; little-endian, in 64-bit words.
+
+    Attributes
+    ----------
+    faults : dict of int to Fault
+        Words, by address, that fail in transfers of the unit. Software still gets at them.
+    """
 
     def __init__(self):
         self._words: dict[int, int] = {}
+        self.faults: dict[int, Fault] = {}
 
     def clear(self) -> None:
-        """Make everything zero."""
+        """Make everything zero and without faults."""
         self._words.clear()
+        self.faults.clear()
+
+    def fail(self, address: int, fault: Fault | None) -> None:
+        """Let the 64-bit word of an address fail, or no longer (None)."""
+        word = address & -WORD_BYTES
+        if fault is None:
+            self.faults.pop(word, None)
+        else:
+            self.faults[word] = fault
+
+    def transfer_read(self, address: int, size: int = WORD_BYTES) -> int:
+        """Read as the unit does; :exc:`BusError` where memory fails."""
+        self._transfer(address)
+        return self.read(address, size)
+
+    def transfer_write(self, address: int, value: int, size: int = WORD_BYTES) -> None:
+        """Write as the unit does; :exc:`BusError` where memory fails."""
+        self._transfer(address)
+        self.write(address, size, value)
+
+    def _transfer(self, address):
+        if address & -WORD_BYTES in self.faults:
+            raise BusError(f"{address:#x}")
 
     def words(self) -> dict[int, int]:
         """Every 64-bit word that is not 0, by address."""

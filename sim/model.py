@@ -8,6 +8,7 @@ Facts: instructions.csv, entry_checks.csv, registers.csv, exit_information.csv, 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
@@ -15,6 +16,8 @@ from vmxswitch.spec.operations import (
     EDGES,
     NO_VMCS,
     Answer,
+    Boundary,
+    Delivery,
     Event,
     Instruction,
     Mode,
@@ -22,23 +25,30 @@ from vmxswitch.spec.operations import (
     Sample,
     Transition,
 )
-from vmxswitch.spec.region import LAUNCH_OFFSET, SHADOW_BIT, field_offsets
+from vmxswitch.spec.region import (
+    ABORT_OFFSET,
+    LAUNCH_OFFSET,
+    SHADOW_BIT,
+    WORD_BYTES,
+    field_offsets,
+)
 from vmxswitch.spec.tables import (
     EXIT_REASONS,
     FIELD_BY_ENCODING,
-    ExitReason,
+    SYMBOL_WIDTHS,
     implemented_reason,
 )
 
-from .memory import Memory
+from .memory import BusError, Fault, Memory
 from .rules import rules
 
 __all__ = ["Model"]
 
 INVALID_OPCODE, GENERAL_PROTECTION = 6, 13  # exception vectors
-WORD_BYTES = 8
 LIST_ENTRY_BYTES = 16
 VTPR_OFFSET = 0x80                          # in the virtual-APIC page
+ADDRESS_MASK = (1 << 64) - 1
+HOST_PDPTES = tuple(f"HOST_PDPTE{number}" for number in range(4))
 
 
 class Inputs(dict):
@@ -53,19 +63,24 @@ class Inputs(dict):
         self.instruction = instruction
         self.failing = None        # failing entry checks, once they have been made
         self.failing_entry = None  # number of the MSR-list entry that they are about, from 1
+        self.address = None        # of the MSR-list entry that this is
         self._model = model
 
     def __missing__(self, symbol):
         value = self[symbol] = self._model.value_of(symbol, self)
         return value
 
-    def cause(self, reason: ExitReason, qualification, length=0, information=0, linear=0,
-              physical=0):
+    def cause(self, event: Event):
         """Give the symbols that describe what moves the processor to the host."""
         self.update(
-            EXIT_REASON=reason.number, EXIT_BY_INSTRUCTION=int(reason.by_instruction),
-            CAUSE_QUALIFICATION=qualification, CAUSE_LENGTH=length, CAUSE_INFORMATION=information,
-            CAUSE_LINEAR_ADDRESS=linear, CAUSE_PHYSICAL_ADDRESS=physical)
+            EXIT_REASON=event.reason,
+            EXIT_BY_INSTRUCTION=int(EXIT_REASONS[event.reason].by_instruction),
+            CAUSE_QUALIFICATION=event.qualification, CAUSE_LENGTH=event.length,
+            CAUSE_INFORMATION=event.information, CAUSE_LINEAR_ADDRESS=event.linear_address,
+            CAUSE_PHYSICAL_ADDRESS=event.physical_address, CAUSE_NUMBER=event.number,
+            CAUSE_VALUE=event.value, CAUSE_INTERRUPTION=event.interruption,
+            CAUSE_ERROR_CODE=event.error_code, CAUSE_VECTORING=event.vectoring,
+            CAUSE_VECTORING_ERROR_CODE=event.vectoring_error_code)
 
 
 class Model:
@@ -74,6 +89,10 @@ class Model:
     Where the architecture leaves a choice: control checks decide before host checks; the
     qualification of entry failure 33 is that of the first failing row in table order; the VMCS that
     is current at VMXOFF is lost; VMPTRLD of the current VMCS only reads its shadow indicator again.
+
+    Where memory fails (:meth:`fail_memory`) the answer is a bus error and nothing has changed but
+    this: words that were written before are written; a VMCS that had to make room is in memory
+    only. During a VM exit it is VMX abort 5.
 
     ``Answer.failing`` names every failing check of the stages control, host and guest, whichever of
     them decided; if none fails, the failing checks of the first bad MSR-list entry.
@@ -107,6 +126,7 @@ class Model:
         self._mode = Mode.OFF
         self._registers = dict.fromkeys(self._register_bits, 0)
         self._memory.clear()
+        self._abort_code = 0
         self._vmxon_pointer = 0
         self._forget_vmcs()
 
@@ -117,10 +137,15 @@ class Model:
 
     def execute(self, instruction: Instruction) -> Answer:
         """Carry out one VMX instruction in the present environment."""
+        if self._mode == Mode.ABORT:
+            return Answer(Outcome.ABORT, error=self._abort_code)
         inputs = Inputs(self, instruction)
-        row = next(row for row, condition in self._rules.instructions[instruction.name]
-                   if condition(inputs))
-        answer = self._OUTCOMES[row.kind](self, row, inputs)
+        try:
+            row = next(row for row, condition in self._rules.instructions[instruction.name]
+                       if condition(inputs))
+            answer = self._OUTCOMES[row.kind](self, row, inputs)
+        except BusError:
+            answer = Answer(Outcome.BUS_ERROR)
         self._sample()
         return answer
 
@@ -128,22 +153,30 @@ class Model:
         """Carry out instructions one after the other."""
         return [self.execute(instruction) for instruction in instructions]
 
-    def report(self, event: Event) -> Answer:
+    def report(self, event: Event | Boundary) -> Answer:
         """Tell of a guest event; only in VMX non-root operation.
 
         Raises :exc:`UsageError` outside it, and for a reason whose rule exit_reasons.csv does not
         give as an expression: those are not implemented.
         """
         if self._mode != Mode.NON_ROOT:
-            raise UsageError(f"event {event.reason}: no guest is running (mode {self._mode.name})")
-        reason = implemented_reason(event.reason)
-        inputs = Inputs(self)
-        inputs.cause(reason, event.qualification, event.length, event.information,
-                     event.linear_address, event.physical_address)
-        exits = self._rules.exit_conditions[reason.number](inputs)
-        answer = self._exit("", inputs) if exits else Answer(Outcome.NO_EXIT)
+            raise UsageError(f"{event}: no guest is running (mode {self._mode.name})")
+        try:
+            answer = self._boundary(event) if isinstance(event, Boundary) else self._event(event)
+        except BusError:
+            answer = Answer(Outcome.BUS_ERROR)
         self._sample()
         return answer
+
+    def pass_time(self, ticks: int) -> None:
+        """Let the VMX-preemption timer count.
+
+        ``ticks`` (32 bits) is how often bit IA32_VMX_MISC[4:0] of the time-stamp counter changed.
+        """
+        if self._mode == Mode.NON_ROOT and self._rules.flags["TIMER_COUNTS"](Inputs(self)):
+            timer = self._registers["PREEMPTION_TIMER"]
+            self._registers["PREEMPTION_TIMER"] = max(timer - ticks, 0)
+        self._sample()
 
     def read_registers(self) -> dict[str, int]:
         """The live environment: every register of ``capabilities.registers`` by name."""
@@ -169,14 +202,67 @@ class Model:
         """Write ``size`` bytes (4 or 8, naturally aligned), little-endian."""
         self._memory.write(address, size, value)
 
+    def field(self, symbol: str) -> int:
+        """A field of the current VMCS; 0 if the processor does not have it."""
+        return self._vmcs.get(symbol, 0)
+
     def memory_words(self) -> dict[int, int]:
         """Every 64-bit word of memory that is not 0, by address."""
         return self._memory.words()
+
+    def fail_memory(self, address: int, fault: Fault | None) -> None:
+        """Let memory fail the unit at the 64-bit word of ``address``, or no longer (None)."""
+        self._memory.fail(address, fault)
 
     def _sample(self):
         self.cycle += 1
         if self.watcher is not None:
             self.watcher(Sample(self.cycle, self._mode, self.read_registers()))
+
+    # --- Guest events ---
+
+    def _event(self, event):
+        rules = self._rules.events[implemented_reason(event.reason).number]
+        inputs = Inputs(self, FIRST_BOUNDARY=0)
+        inputs.cause(event)
+        self._read_words(inputs)
+        if rules.undefined(inputs):
+            return Answer(Outcome.FAULT, vector=INVALID_OPCODE)
+        if rules.exits(inputs):
+            return self._exit("", inputs)
+        if rules.protection(inputs):
+            return Answer(Outcome.FAULT, vector=GENERAL_PROTECTION, error_code=0)
+        return Answer(Outcome.NO_EXIT, value=self._natural(rules.value(inputs)))
+
+    def _boundary(self, boundary):
+        """The first event, by priority, that is pending and exits or is delivered."""
+        pending = {
+            "FIRST_BOUNDARY": int(boundary.first), "PENDING_NMI": int(boundary.nmi),
+            "PENDING_INTERRUPT": int(boundary.interrupt), "PENDING_INIT": int(boundary.init),
+            "PENDING_SIPI": int(boundary.sipi), "PENDING_VECTOR": boundary.vector}
+        for candidate in self._rules.boundary:
+            inputs = Inputs(self, **pending)
+            if not candidate.pending(inputs):
+                continue
+            reason = candidate.row.reason
+            inputs.cause(Event(reason, candidate.qualification(inputs),
+                               interruption=candidate.interruption(inputs)))
+            self._read_words(inputs)
+            if self._rules.events[reason].exits(inputs):
+                return self._exit("", inputs)
+            if candidate.row.delivers:
+                return Answer(
+                    Outcome.NO_EXIT, delivery=Delivery(inputs["CAUSE_INTERRUPTION"]))
+        return Answer(Outcome.NO_EXIT)
+
+    def _read_words(self, inputs):
+        """Read what the event's row may ask for, all of it before anything is decided."""
+        for symbol, (when, address) in self._rules.words.items():
+            word = self._memory.transfer_read(address(inputs)) if when(inputs) else 0
+            inputs[symbol] = word & (1 << SYMBOL_WIDTHS[symbol]) - 1
+
+    def _natural(self, value):
+        return value & (1 << self.capabilities.natural_bits) - 1
 
     # --- Outcomes: what a row of instructions.csv ends in ---
 
@@ -192,8 +278,8 @@ class Model:
 
     def _exit_by_instruction(self, row, inputs):
         instruction = inputs.instruction
-        inputs.cause(EXIT_REASONS[row.number], instruction.displacement, instruction.length,
-                     instruction.information)
+        inputs.cause(Event(row.number, instruction.displacement, instruction.length,
+                           instruction.information))
         return self._exit(row.id, inputs)
 
     def _fail_invalid(self, row, inputs):
@@ -213,16 +299,25 @@ class Model:
         return Answer(Outcome.CONTINUE, row.id)
 
     def _enter(self, row, inputs):
+        delivery = None
+        if self._rules.flags["VECTORING"](inputs):
+            delivery = Delivery(
+                inputs["VM_ENTRY_INTR_INFO"], inputs["VM_ENTRY_EXCEPTION_ERROR_CODE"],
+                inputs["VM_ENTRY_INSTRUCTION_LENGTH"] & 0xF)
         self._effect(row, inputs)
-        return Answer(Outcome.ENTERED, row.id)
+        return Answer(Outcome.ENTERED, row.id, delivery=delivery)
 
     def _entry_failure(self, row, inputs):
         qualification = inputs.failing[0].check.failure.qualification
         if qualification is None:
             qualification = inputs.failing_entry
-        inputs.cause(EXIT_REASONS[row.number], qualification)
-        self._vmcs, self._registers = (
-            self._vmcs | self._information(inputs), self._values(self._rules.host, inputs))
+        inputs.cause(Event(row.number, qualification))
+        information = self._information(inputs)
+        registers, abort = self._host_state(inputs)
+        self._vmcs |= information
+        if abort:
+            return self._abort(abort, _ids(inputs.failing))
+        self._registers = registers
         return Answer(Outcome.ENTRY_FAILURE, row.id, reason=row.number,
                       qualification=qualification, failing=_ids(inputs.failing))
 
@@ -256,18 +351,20 @@ class Model:
 
     def _effect_VMCLEAR(self, inputs):
         if inputs["POINTER"] == self._current:
-            self._launched = False
-            self._evict()
+            self._store(launched=False)
             self._forget_vmcs()
         else:
-            self._memory.write(inputs["POINTER"] + LAUNCH_OFFSET, WORD_BYTES, 0)
+            self._memory.transfer_write(inputs["POINTER"] + LAUNCH_OFFSET, 0)
 
     def _effect_VMPTRLD(self, inputs):
-        if inputs["POINTER"] != self._current:
-            self._evict()
-            self._current = inputs["POINTER"]
-            self._launched = bool(self._memory.read(self._current + LAUNCH_OFFSET, WORD_BYTES) & 1)
-            self._vmcs = {field: self._read_region(self._current, field) for field in self._offsets}
+        pointer = inputs["POINTER"]
+        if pointer != self._current:
+            if self._current != NO_VMCS:
+                self._store(self._launched)
+                self._forget_vmcs()
+            launched = bool(self._memory.transfer_read(pointer + LAUNCH_OFFSET) & 1)
+            self._vmcs = {field: self._read_region(pointer, field) for field in self._offsets}
+            self._current, self._launched = pointer, launched
         self._shadow = bool(inputs["REGION_WORD"] & SHADOW_BIT)
 
     def _effect_VMPTRST(self, inputs):
@@ -311,18 +408,63 @@ class Model:
 
     def _enter_guest(self, inputs):
         registers = self._values(self._rules.entry, inputs)
-        for entry in self._msr_load_list(inputs):
+        for entry in self._msr_list(inputs, "VM_ENTRY_MSR_LOAD"):
             registers |= self._loaded_by(entry)
         self._registers = registers
         self._move(Transition.ENTRY)
 
     def _exit(self, row_id, inputs):
-        self._vmcs, self._registers = (
-            self._vmcs | self._values(self._rules.save, inputs) | self._information(inputs),
-            self._values(self._rules.host, inputs))
+        saved = self._values(self._rules.save, inputs) | self._information(inputs)
+        registers, abort = None, self._store_msrs(inputs)
+        if not abort:
+            registers, abort = self._host_state(inputs)
+        self._vmcs |= saved
+        if abort:
+            return self._abort(abort)
+        self._registers = registers
         self._move(Transition.EXIT)
         return Answer(Outcome.EXIT, row_id, reason=inputs["EXIT_REASON"],
                       qualification=self._vmcs["EXIT_QUALIFICATION"])
+
+    def _store_msrs(self, inputs):
+        """Go through the VM-exit MSR-store list; returns the code of a VMX abort, 0 if none."""
+        try:
+            for entry in self._msr_list(inputs, "VM_EXIT_MSR_STORE"):
+                if self._rules.aborts[1](entry):
+                    return 1
+                source = self.capabilities.readable_msrs[entry["LIST_INDEX"]]
+                value = self._registers[source] if isinstance(source, str) else source
+                self._memory.transfer_write(entry.address + WORD_BYTES, value)
+        except BusError:
+            return 5
+        return 0
+
+    def _host_state(self, inputs):
+        """The host's registers, MSR-load list included, and the code of a VMX abort or 0."""
+        if self._rules.aborts[6](inputs):
+            return None, 6
+        try:
+            if self._rules.flags["HOST_PAE"](inputs):
+                for symbol in HOST_PDPTES:
+                    inputs[symbol]  # all are read before one is looked at
+            if self._rules.aborts[2](inputs):
+                return None, 2
+            registers = self._values(self._rules.host, inputs)
+            for entry in self._msr_list(inputs, "VM_EXIT_MSR_LOAD"):
+                if any(fails(entry) for _, fails in self._rules.list_checks):
+                    return None, 4
+                registers |= self._loaded_by(entry)
+        except BusError:
+            return None, 5
+        return registers, 0
+
+    def _abort(self, code, failing=()):
+        """VMX abort: nothing but the indicator in the region tells of it."""
+        with suppress(BusError):
+            self._memory.transfer_write(self._current + ABORT_OFFSET, code, 4)
+        self._abort_code = code
+        self._move(Transition.ABORT)
+        return Answer(Outcome.ABORT, error=code, failing=failing)
 
     def _move(self, transition):
         self._mode = EDGES[self._mode, transition]
@@ -334,14 +476,16 @@ class Model:
         return {field: value(inputs) for field, (when, value) in self._rules.information.items()
                 if when(inputs)}
 
-    def _msr_load_list(self, inputs) -> Iterator[Inputs]:
-        """The entries of the VM-entry MSR-load list, as inputs of their checks."""
-        for number in range(inputs["VM_ENTRY_MSR_LOAD_COUNT"]):
-            address = inputs["VM_ENTRY_MSR_LOAD_ADDR"] + LIST_ENTRY_BYTES * number
-            yield Inputs(
-                self, LIST_INDEX=self._memory.read(address, 4),
-                LIST_RESERVED=self._memory.read(address + 4, 4),
-                LIST_DATA=self._memory.read(address + WORD_BYTES, WORD_BYTES))
+    def _msr_list(self, inputs, name) -> Iterator[Inputs]:
+        """The entries of an MSR list, as inputs of their checks."""
+        for number in range(inputs[f"{name}_COUNT"]):
+            address = inputs[f"{name}_ADDR"] + LIST_ENTRY_BYTES * number & ADDRESS_MASK
+            entry = Inputs(
+                self, LIST_INDEX=self._memory.transfer_read(address, 4),
+                LIST_RESERVED=self._memory.transfer_read(address + 4, 4),
+                LIST_DATA=self._memory.transfer_read(address + WORD_BYTES))
+            entry.address = address
+            yield entry
 
     def _loaded_by(self, entry):
         """What a list entry loads, by register; at most one."""
@@ -356,12 +500,11 @@ class Model:
         self._vmcs = dict.fromkeys(self._offsets, 0)
         self._launched = self._shadow = False
 
-    def _evict(self):
-        """Write the current VMCS, if any, to its region: all but the words that are software's."""
-        if self._current != NO_VMCS:
-            self._memory.write(self._current + LAUNCH_OFFSET, WORD_BYTES, int(self._launched))
-            for field, value in self._vmcs.items():
-                self._memory.write(self._current + self._offsets[field], WORD_BYTES, value)
+    def _store(self, launched):
+        """Write the current VMCS to its region: all but the words that are software's."""
+        self._memory.transfer_write(self._current + LAUNCH_OFFSET, int(launched))
+        for field, value in self._vmcs.items():
+            self._memory.transfer_write(self._current + self._offsets[field], value)
 
     @property
     def _accessed_vmcs(self):
@@ -375,12 +518,12 @@ class Model:
 
     def _write_field(self, field, value):
         if self._mode == Mode.NON_ROOT:
-            self._memory.write(self._accessed_vmcs + self._offsets[field], WORD_BYTES, value)
+            self._memory.transfer_write(self._accessed_vmcs + self._offsets[field], value)
         else:
             self._vmcs[field] = value
 
     def _read_region(self, pointer, field):
-        word = self._memory.read(pointer + self._offsets[field], WORD_BYTES)
+        word = self._memory.transfer_read(pointer + self._offsets[field])
         return word & (1 << self._field_bits[field]) - 1
 
     # --- Values of symbols ---
@@ -417,27 +560,37 @@ class Model:
         "HOST_FAILS": lambda self, inputs: self._fails(inputs, "host"),
         "GUEST_FAILS": lambda self, inputs: self._fails(inputs, "guest", "guest-nonregister"),
         "MSR_LOAD_FAILS": lambda self, inputs: self._list_fails(inputs),
-        "REGION_WORD": lambda self, inputs: self._memory.read(inputs["POINTER"], 4),
-        "VTPR": lambda self, inputs: self._memory.read(
+        "REGION_WORD": lambda self, inputs: self._memory.transfer_read(inputs["POINTER"], 4),
+        "VTPR": lambda self, inputs: self._memory.transfer_read(
             inputs["VIRTUAL_APIC_ADDR"] + VTPR_OFFSET, 4) & 0xFF,
-        "LINK_WORD": lambda self, inputs: self._memory.read(inputs["VMCS_LINK_POINTER"], 4),
+        "LINK_WORD": lambda self, inputs: self._memory.transfer_read(
+            inputs["VMCS_LINK_POINTER"], 4),
         "BITMAP_BIT": lambda self, inputs: self._bitmap_bit(inputs),
-        "LIST_EPTP": lambda self, inputs: self._memory.read(
-            inputs["EPTP_LIST_ADDR"] + WORD_BYTES * inputs["ECX"], WORD_BYTES),
+        "LIST_EPTP": lambda self, inputs: self._memory.transfer_read(
+            inputs["EPTP_LIST_ADDR"] + WORD_BYTES * inputs["ECX"]),
         "PDPTE0": lambda self, inputs: self._pdpte(inputs, 0),
         "PDPTE1": lambda self, inputs: self._pdpte(inputs, 1),
         "PDPTE2": lambda self, inputs: self._pdpte(inputs, 2),
         "PDPTE3": lambda self, inputs: self._pdpte(inputs, 3),
+        "HOST_PDPTE0": lambda self, inputs: self._host_pdpte(inputs, 0),
+        "HOST_PDPTE1": lambda self, inputs: self._host_pdpte(inputs, 1),
+        "HOST_PDPTE2": lambda self, inputs: self._host_pdpte(inputs, 2),
+        "HOST_PDPTE3": lambda self, inputs: self._host_pdpte(inputs, 3),
         "WRMSR_ACCEPTED": lambda self, inputs: self._wrmsr_accepted(inputs),
+        "RDMSR_ACCEPTED": lambda self, inputs:
+            inputs["LIST_INDEX"] in self.capabilities.readable_msrs,
     }
 
     def _fails(self, inputs, *stages):
         if inputs.failing is None:
+            for symbol, wanted in self._rules.checked_words.items():
+                if wanted(inputs):
+                    inputs[symbol]  # all are read before the first check is made
             inputs.failing = [check for check, fails in self._rules.checks if fails(inputs)]
         return any(check.stage in stages for check in inputs.failing)
 
     def _list_fails(self, inputs):
-        for number, entry in enumerate(self._msr_load_list(inputs), 1):
+        for number, entry in enumerate(self._msr_list(inputs, "VM_ENTRY_MSR_LOAD"), 1):
             if failing := [check for check, fails in self._rules.list_checks if fails(entry)]:
                 inputs.failing, inputs.failing_entry = failing, number
                 return True
@@ -446,13 +599,17 @@ class Model:
     def _bitmap_bit(self, inputs):
         bitmap = inputs[f"{inputs.instruction.name}_BITMAP_ADDR"]
         bit = inputs["ENCODING"] & 0x7FFF
-        return self._memory.read(bitmap + bit // 64 * WORD_BYTES, WORD_BYTES) >> bit % 64 & 1
+        return self._memory.transfer_read(bitmap + bit // 64 * WORD_BYTES) >> bit % 64 & 1
 
     def _pdpte(self, inputs, number):
         if self._rules.flags["PROC2_ENABLE_EPT"](inputs):
             return inputs[f"GUEST_PDPTE{number}"]
         table = inputs["GUEST_CR3"] & 0xFFFFFFE0
-        return self._memory.read(table + WORD_BYTES * number, WORD_BYTES)
+        return self._memory.transfer_read(table + WORD_BYTES * number)
+
+    def _host_pdpte(self, inputs, number):
+        table = inputs["HOST_CR3"] & 0xFFFFFFE0
+        return self._memory.transfer_read(table + WORD_BYTES * number)
 
     def _wrmsr_accepted(self, entry):
         accepts = self._rules.wrmsr.get(entry["LIST_INDEX"])

@@ -1,18 +1,22 @@
 """Programs of operations on a ``Port``, and what each operation leaves behind.
 
 An operation is an :class:`~vmxswitch.spec.operations.Instruction`, an
-:class:`~vmxswitch.spec.operations.Event`, or something the core does itself:
-:class:`RegisterWrites`, :class:`MemoryWrite`.
+:class:`~vmxswitch.spec.operations.Event` or :class:`~vmxswitch.spec.operations.Boundary`, or
+something around the unit: :class:`RegisterWrites`, :class:`MemoryWrite`, :class:`MemoryFault`,
+:class:`TimePasses`.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from vmxswitch.spec.errors import UsageError
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode
+from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode
+
+from .memory import Fault
 
 __all__ = [
-    "PROMPT", "MemoryWrite", "Observation", "Operation", "RegisterWrites", "Timing", "observe",
+    "PROMPT", "MemoryFault", "MemoryWrite", "Observation", "Operation", "RegisterWrites",
+    "TimePasses", "Timing", "observe",
 ]
 
 
@@ -30,7 +34,21 @@ class MemoryWrite:
     value: int
 
 
-Operation = Instruction | Event | RegisterWrites | MemoryWrite
+@dataclass(frozen=True)
+class MemoryFault:
+    """From now on memory fails at the 64-bit word of an address, or no longer (None)."""
+    address: int
+    fault: Fault | None
+
+
+@dataclass(frozen=True)
+class TimePasses:
+    """The VMX-preemption timer counts ``ticks`` (32 bits) down, in the guest."""
+    ticks: int
+
+
+Operation = (Instruction | Event | Boundary | RegisterWrites | MemoryWrite | MemoryFault
+             | TimePasses)
 
 
 @dataclass(frozen=True)
@@ -70,7 +88,7 @@ class Observation:
 
 
 def observe(port, operations: Iterable[Operation], timing: Timing = PROMPT) -> list:
-    """Carry out a program and observe each operation but the memory writes (None).
+    """Carry out a program and observe each operation but those on memory (None).
 
     On a port that can, all of it is one call, with the given timing; what comes back then only has
     the members of an :class:`Observation`. An operation that gets no answer ends the list.
@@ -92,10 +110,15 @@ def _step(port, operation):
         case MemoryWrite(address, size, value):
             port.write_memory(address, size, value)
             return None
+        case MemoryFault(address, fault):
+            port.fail_memory(address, fault)
+            return None
         case RegisterWrites(values):
             port.write_registers(dict(values))
         case Instruction():
             answer = port.execute(operation)
-        case Event():
+        case TimePasses(ticks):
+            port.pass_time(ticks)
+        case Event() | Boundary():
             answer = port.report(operation)
     return Observation(answer, port.mode, port.read_registers())

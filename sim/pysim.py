@@ -8,10 +8,10 @@ from amaranth.sim import Simulator
 
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Sample
+from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode, Sample
 
 from .codec import Codec
-from .memory import Memory
+from .memory import Fault, Memory
 
 __all__ = ["PysimPort"]
 
@@ -31,17 +31,11 @@ class PysimPort:
         The processor to build.
     unit : VmxUnit, optional
         The unit to simulate, if not a new one: a test's deliberately broken one, say.
-
-    Attributes
-    ----------
-    bus_faults : set of int
-        Addresses of 64-bit words where memory answers with an error.
     """
     def __init__(self, capabilities: Capabilities, unit: VmxUnit | None = None):
         self.capabilities = capabilities
         self.watcher: Callable[[Sample], None] | None = None
         self.memory = Memory()
-        self.bus_faults: set[int] = set()
         if unit is not None:
             self.unit = unit
         self.cycle = 0
@@ -68,7 +62,6 @@ class PysimPort:
         self.cycle = 0
         self._mode = Mode.OFF
         self.memory.clear()
-        self.bus_faults.clear()
         if "simulator" in vars(self):
             self.simulator.reset()
 
@@ -87,10 +80,14 @@ class PysimPort:
         return self._run(lambda ctx: self._exchange(
             ctx, self.unit.requests, self.unit.responses, requests))
 
-    def report(self, event: Event) -> Answer:
+    def report(self, event: Event | Boundary) -> Answer:
         """Tell of a guest event; only in VMX non-root operation."""
         return self._run(lambda ctx: self._exchange(
             ctx, self.unit.events, self.unit.verdicts, [self._codec.event(event)]))[0]
+
+    def pass_time(self, ticks: int) -> None:
+        """Let the VMX-preemption timer count, all ``ticks`` (32 bits) in one cycle."""
+        self._run(lambda ctx: self._pass(ctx, ticks))
 
     def read_registers(self) -> dict[str, int]:
         """The live environment: every register by name."""
@@ -116,6 +113,10 @@ class PysimPort:
     def memory_words(self) -> dict[int, int]:
         """Every 64-bit word of memory that is not 0, by address."""
         return self.memory.words()
+
+    def fail_memory(self, address: int, fault: Fault | None) -> None:
+        """Let memory fail the unit at the 64-bit word of ``address``, or no longer (None)."""
+        self.memory.fail(address, fault)
 
     # --- simulation ---
 
@@ -155,15 +156,21 @@ class PysimPort:
         transfer = ctx.get(bus.stb) and not ctx.get(bus.ack) and not ctx.get(bus.err)
         address = ctx.get(bus.adr) << 3 if transfer else 0
         write = ctx.get(bus.we) if transfer else 0
-        fails = transfer and address in self.bus_faults
+        fault = self.memory.faults.get(address) if transfer else None
+        answered = transfer and fault is None
         await ctx.tick()
         self.cycle += 1
-        if transfer and not fails and write:
+        if answered and write:
             self.memory.write(address, 8, ctx.get(bus.dat_w))
-        elif transfer and not fails:
+        elif answered:
             ctx.set(bus.dat_r, self.memory.read(address, 8))
-        ctx.set(bus.ack, int(bool(transfer and not fails)))
-        ctx.set(bus.err, int(bool(fails)))
+        ctx.set(bus.ack, int(bool(answered)))
+        ctx.set(bus.err, int(fault is Fault.ERROR))
+
+    async def _pass(self, ctx, ticks):
+        ctx.set(self.unit.ticks, ticks)
+        await self._tick(ctx)
+        ctx.set(self.unit.ticks, 0)
 
     async def _update(self, ctx, updates):
         port = self.unit.updates

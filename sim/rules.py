@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from functools import cache
 
 from vmxswitch.spec.capabilities import WRMSR_RULES, BoundCheck, Capabilities
-from vmxswitch.spec.expression import Const, Expression, Slice, to_function
+from vmxswitch.spec.expression import Const, Expression, Slice, symbols, to_function
 from vmxswitch.spec.tables import (
+    ABORTS,
+    BOUNDARY_EVENTS,
+    EVENT_WORDS,
     EXIT_INFORMATION,
     EXIT_REASONS,
     INSTRUCTIONS,
+    BoundaryEvent,
     InstructionRow,
     expression,
 )
@@ -29,13 +33,40 @@ class Rules:
     save: Mapping[str, Function]                          # field: value that an exit saves
     host: Mapping[str, Function]                          # register: value that an exit loads
     information: Mapping[str, tuple[Function, Function]]  # field: whether written, and value
-    exit_conditions: Mapping[int, Function]               # exit reason: whether its event exits
+    events: Mapping[int, "EventRules"]                    # by exit reason
+    boundary: tuple["BoundaryRules", ...]                 # by priority
+    words: Mapping[str, tuple[Function, Function]]        # symbol: whether read, and address
+    checked_words: Mapping[str, Function]                 # symbol: whether entry checks read it
+    aborts: Mapping[int, Function]                        # VMX-abort code: whether it comes to it
     wrmsr: Mapping[int, Function]                         # MSR index: whether WRMSR accepts data
     flags: Mapping[str, Function]                         # single bits that effects ask for
 
 
+@dataclass(frozen=True)
+class EventRules:
+    """Row of exit_reasons.csv."""
+    exits: Function
+    undefined: Function
+    protection: Function
+    value: Function
+
+
+@dataclass(frozen=True)
+class BoundaryRules:
+    """Row of boundary_events.csv."""
+    row: BoundaryEvent
+    pending: Function
+    interruption: Function
+    qualification: Function
+
+
 #: Bits of control words and notation that the model asks for by name.
-FLAGS = ("MODE64", "PROC2_ENABLE_EPT", "PROC2_EPT_VIOLATION_VE")
+FLAGS = ("MODE64", "PROC2_ENABLE_EPT", "PROC2_EPT_VIOLATION_VE", "HOST_PAE", "VECTORING",
+         "TIMER_COUNTS")
+
+
+#: Symbols of memory that entry checks read.
+CHECKED_WORDS = ("VTPR", "LINK_WORD", "PDPTE0", "PDPTE1", "PDPTE2", "PDPTE3")
 
 
 @cache
@@ -62,11 +93,26 @@ def rules(capabilities: Capabilities) -> Rules:
         host={name: compiled(row.exit, widths[name]) for name, row in registers.items()},
         information={name: (compiled(row.when), compiled(row.value, field_widths[name]))
                      for name, row in EXIT_INFORMATION.items() if name in field_widths},
-        exit_conditions={number: compiled(row.condition) for number, row in EXIT_REASONS.items()
-                         if row.condition is not None},
+        events={number: EventRules(compiled(row.condition), compiled(row.undefined),
+                                   compiled(row.protection), compiled(row.value or Const(64, 0)))
+                for number, row in EXIT_REASONS.items() if row.condition is not None},
+        boundary=tuple(
+            BoundaryRules(row, compiled(row.pending), compiled(row.interruption),
+                          compiled(row.qualification)) for row in BOUNDARY_EVENTS),
+        words={symbol: (compiled(row.when), compiled(row.address))
+               for symbol, row in EVENT_WORDS.items()},
+        checked_words={symbol: _any(
+            compiled(row.check.applies) for row in capabilities.state_checks
+            if symbol in symbols(row.check.condition)) for symbol in CHECKED_WORDS},
+        aborts={code: compiled(row.condition) for code, row in ABORTS.items()},
         wrmsr={msr: compiled(expression(WRMSR_RULES[rule]))
                for msr, rule in capabilities.wrmsr_rules.items()},
         flags={name: compiled(expression(name)) for name in FLAGS})
+
+
+def _any(functions):
+    functions = tuple(functions)
+    return lambda values: int(any(function(values) for function in functions))
 
 
 def _met(rows, capabilities):

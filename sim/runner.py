@@ -1,9 +1,10 @@
 """Runs recorded cases (:mod:`.cases`) on a port: the reference model, hardware in simulation."""
 
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Outcome
-from vmxswitch.spec.tables import EXIT_REASONS, FIELD_BY_ENCODING, FIELDS, INSTRUCTIONS
+from vmxswitch.spec.operations import Answer, Instruction, Mode, Outcome
+from vmxswitch.spec.tables import FIELD_BY_ENCODING, FIELDS, INSTRUCTIONS
 
 from .cases import Case, Profile
+from .guest_events import Unknown, event_of
 from .processor import Fault, Processor
 
 __all__ = ["Runner"]
@@ -20,10 +21,8 @@ RESULTS = {
     Outcome.NO_EXIT: ("no_exit", ()),
     Outcome.CONTINUE: ("no_exit", ()),
     Outcome.BUS_ERROR: ("bus_error", ()),
+    Outcome.ABORT: ("abort", ("error",)),
 }
-#: Guest instructions whose exit is a matter of the exit controls, with their exit reason.
-REASONS = {name: row.number for row in EXIT_REASONS.values() for name in row.instructions}
-TRIPLE_FAULT = 2  # exit reason
 #: Optional keys of VMX operations, and the attributes of the instruction that they give.
 CIRCUMSTANCES = {
     "movss": "mov_ss_blocking", "register": "register_operand", "length": "length",
@@ -45,6 +44,7 @@ class Runner:
     def __init__(self, profile: Profile, port):
         self._profile, self._port = profile, port
         self._processor = Processor(port)
+        self._delivery = None  # what the last VM entry injected
 
     def run(self, case: Case) -> list[dict]:
         """The results of a case's operations, one each, in the case format.
@@ -104,6 +104,9 @@ class Runner:
                 case "apply":
                     return self._write_pairs(
                         [*self._profile.baselines[op["base"]], *op.get("writes", [])])
+                case "time":
+                    self._port.pass_time(op["ticks"])
+                    return {"result": "ok"}
                 case "guest":
                     return self._guest(op["event"], op.get("state", {}))
         except Fault as fault:
@@ -112,6 +115,8 @@ class Runner:
 
     def _execute(self, name, environment, **operands):
         answer = self._processor.execute(Instruction(name, **operands), environment)
+        if answer.outcome == Outcome.ENTERED:
+            self._delivery = answer.delivery
         result = _result(answer)
         if answer.outcome == Outcome.SUCCEED and name in ("VMREAD", "VMPTRST"):
             result["value"] = answer.value
@@ -161,23 +166,25 @@ class Runner:
         if self._port.mode != Mode.NON_ROOT:
             return UNSUPPORTED
         name = event.get("insn") if event["kind"] == "insn" else None
-        details = {"length": event.get("length", 0), "information": event.get("info", 0)}
         if name in INSTRUCTIONS:
             self._processor.set_up(state)
-            answer = self._port.execute(Instruction(name, **details))
-        elif event["kind"] == "reason":
-            self._processor.set_up(state)
-            answer = self._port.report(Event(
-                event["reason"], event.get("qualification", 0), **details,
-                linear_address=event.get("linear", 0), physical_address=event.get("physical", 0)))
-        else:
-            reason = TRIPLE_FAULT if event["kind"] == "triple_fault" else REASONS.get(name)
-            if reason is None:
-                return UNSUPPORTED
-            self._processor.set_up(state)
-            answer = self._port.report(
-                Event(reason, qualification=event.get("linear", 0), **details))
-        return _result(answer) if answer.outcome == Outcome.EXIT else {"result": "no_exit"}
+            answer = self._port.execute(Instruction(
+                name, length=event["length"], information=event.get("info", 0)))
+            return _result(answer) if answer.outcome == Outcome.EXIT else {"result": "no_exit"}
+        try:
+            happened = event_of(event, self._delivery)
+        except Unknown:
+            return UNSUPPORTED
+        if event["kind"] == "preemption_timer":
+            state = {**state, "PREEMPTION_TIMER": 0}
+        self._processor.set_up(state)
+        answer = self._port.report(happened)
+        result = _result(answer)
+        if answer.outcome == Outcome.NO_EXIT:
+            result["value"] = answer.value
+        if answer.delivery is not None:
+            result["delivery"] = answer.delivery.information
+        return result
 
 
 def _operands(op):

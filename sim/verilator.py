@@ -16,12 +16,30 @@ from pathlib import Path
 from amaranth.hdl import Shape, unsigned
 
 from vmxswitch.hdl import interface
-from vmxswitch.hdl.instruction_unit import Retired
+from vmxswitch.hdl.sequencer import Retired
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Outcome, Sample
+from vmxswitch.spec.operations import (
+    Answer,
+    Boundary,
+    Event,
+    Instruction,
+    Mode,
+    Outcome,
+    Sample,
+)
 
 from .codec import Codec, Layout
-from .observation import PROMPT, MemoryWrite, Observation, Operation, RegisterWrites, Timing
+from .memory import Fault
+from .observation import (
+    PROMPT,
+    MemoryFault,
+    MemoryWrite,
+    Observation,
+    Operation,
+    RegisterWrites,
+    TimePasses,
+    Timing,
+)
 from .verilator_build import library
 
 __all__ = ["VerilatorPort"]
@@ -43,6 +61,7 @@ class Kind(IntEnum):
     TIMING = 8
     IDLE = 9
     SHOW = 10
+    TIME = 11          # preemption-timer ticks, in one cycle
 
 
 class VerilatorPort:
@@ -148,18 +167,22 @@ class VerilatorPort:
             for instruction in instructions])
         return [self._answer(row, event=False) for row in rows]
 
-    def report(self, event: Event) -> Answer:
+    def report(self, event: Event | Boundary) -> Answer:
         """Tell of a guest event; only in VMX non-root operation."""
         row, = self._call([self._record(Kind.EVENT, self._codec.event(event))])
         return self._answer(row, event=True)
+
+    def pass_time(self, ticks: int) -> None:
+        """Let the VMX-preemption timer count, all ``ticks`` (32 bits) in one cycle."""
+        self._call([self._record(Kind.TIME, ticks)])
 
     def observe(
         self, operations: Iterable[Operation], timing: Timing = PROMPT,
     ) -> list["CompiledObservation | None"]:
         """Carry out a program in one call; what each operation left behind.
 
-        Memory writes give None. The timing stays until the next reset. If an operation gets no
-        answer in :data:`RESPONSE_LIMIT_CYC` cycles, the list ends before it.
+        Writes and faults of memory give None. The timing stays until the next reset. If an
+        operation gets no answer in :data:`RESPONSE_LIMIT_CYC` cycles, the list ends before it.
         """
         records = [self._record(
             Kind.TIMING,
@@ -170,7 +193,7 @@ class VerilatorPort:
             ends.append((operation, len(records) - 1))
         rows = self._carry_out(records)
         return [
-            None if isinstance(operation, MemoryWrite) else
+            None if isinstance(operation, MemoryWrite | MemoryFault) else
             CompiledObservation(self, operation, rows[end])
             for operation, end in ends if end < len(rows)]
 
@@ -178,11 +201,15 @@ class VerilatorPort:
         match operation:
             case Instruction():
                 return [self._record(Kind.REQUEST, self._codec.request(operation))]
-            case Event():
+            case Event() | Boundary():
                 return [self._record(Kind.EVENT, self._codec.event(operation))]
             case MemoryWrite(address, size, value):
                 _check_access(address, size, value)
                 return [self._record(Kind.WRITE_MEMORY, address | value << 64 | size << 128)]
+            case TimePasses(ticks):
+                return [self._record(Kind.TIME, ticks)]
+            case MemoryFault(address, fault):
+                return [self._record(Kind.FAULT, address | (fault or 0) << 64)]
             case RegisterWrites(values):
                 updates = [self._codec.update(name, value) for name, value in values]
                 return ([self._record(Kind.UPDATE, update) for update in updates]
@@ -222,9 +249,9 @@ class VerilatorPort:
         return {address: word for address, word in zip(words[::2], words[1::2], strict=True)
                 if word}
 
-    def fail_at(self, address: int) -> None:
-        """Let memory answer with an error at the 64-bit word of ``address`` until the reset."""
-        self._run([self._record(Kind.FAULT, address)])
+    def fail_memory(self, address: int, fault: Fault | None) -> None:
+        """Let memory fail the unit at the 64-bit word of ``address``, or no longer (None)."""
+        self._run(self._records(MemoryFault(address, fault)))
 
     @contextmanager
     def recorded(self, path: Path) -> Iterator[None]:
@@ -328,7 +355,7 @@ class CompiledObservation:
     def answer(self) -> Answer | None:
         if isinstance(self._operation, RegisterWrites):
             return None
-        return self._port._answer(self._row, event=isinstance(self._operation, Event))
+        return self._port._answer(self._row, event=isinstance(self._operation, Event | Boundary))
 
     @property
     def mode(self) -> Mode:

@@ -75,6 +75,8 @@ class Capabilities:
         MSRs that an MSR-load list may load and the rule, of :data:`WRMSR_RULES`, for their data.
     debugctl_bits, perf_global_ctrl_bits : int
         Bits of IA32_DEBUGCTL and IA32_PERF_GLOBAL_CTRL that are not reserved.
+    resident_vmcss : int
+        How many VMCSs the processor holds at a time, 1 to 16.
 
     Raises
     ------
@@ -89,6 +91,7 @@ class Capabilities:
     wrmsr_rules: Mapping[int, str]
     debugctl_bits: int = 0x7FC3
     perf_global_ctrl_bits: int = 0x7_0000_000F
+    resident_vmcss: int = 1
 
     def __post_init__(self):
         if not 32 <= self.physical_address_width <= 52:
@@ -97,6 +100,9 @@ class Capabilities:
         if self.linear_address_width not in (32, 48, 57):
             raise UsageError(f"{self.name}: linear-address width {self.linear_address_width!r} "
                              "is not 32, 48 or 57")
+        if not 1 <= self.resident_vmcss <= 16:
+            raise UsageError(f"{self.name}: {self.resident_vmcss!r} resident VMCSs; there can be "
+                             "1 to 16")
         for index, rule in self.wrmsr_rules.items():
             if rule not in WRMSR_RULES:
                 raise UsageError(f"{self.name}: no WRMSR rule {rule!r} (MSR {index:#x}); "
@@ -214,6 +220,12 @@ class Capabilities:
                 if self._exists(row.feature) or row.msr in self.wrmsr_rules}
 
     @cached_property
+    def readable_msrs(self) -> dict[int, str | int]:
+        """MSRs that RDMSR knows: by index the register, or the value of a capability MSR."""
+        registers = {row.msr: name for name, row in self.registers.items() if row.msr is not None}
+        return registers | dict(self.msrs)
+
+    @cached_property
     def _known(self) -> dict[str, int | Expression]:
         """What folds in: capabilities, 0 for what is absent, narrower values zero-extended."""
         known = dict(self.constants)
@@ -304,21 +316,27 @@ def _offer(
 REVISION = 1
 
 _EXITING = (
-    "PROC1_HLT_EXITING", "PROC1_INVLPG_EXITING", "PROC1_MWAIT_EXITING", "PROC1_RDPMC_EXITING",
-    "PROC1_RDTSC_EXITING", "PROC1_MONITOR_EXITING", "PROC1_PAUSE_EXITING",
+    "PIN_EXT_INTR_EXITING", "PIN_NMI_EXITING", "PIN_VIRTUAL_NMIS", "PIN_ACTIVATE_PREEMPTION_TIMER",
+    "PROC1_INTR_WINDOW_EXITING", "PROC1_HLT_EXITING", "PROC1_INVLPG_EXITING", "PROC1_MWAIT_EXITING",
+    "PROC1_RDPMC_EXITING", "PROC1_RDTSC_EXITING", "PROC1_NMI_WINDOW_EXITING",
+    "PROC1_MOV_DR_EXITING", "PROC1_UNCOND_IO_EXITING", "PROC1_USE_IO_BITMAPS",
+    "PROC1_MONITOR_TRAP_FLAG", "PROC1_USE_MSR_BITMAPS", "PROC1_MONITOR_EXITING",
+    "PROC1_PAUSE_EXITING", "EXIT_ACK_INTR_ON_EXIT", "EXIT_SAVE_PREEMPTION_TIMER",
 )
 #: Our own configurations. Beyond the default1 bits, a control bit whose work is not implemented is
 #: not offered.
 PRESETS: dict[str, Capabilities] = {
     "full": _offer(
         "full",
-        (*_EXITING, "PROC1_USE_TSC_OFFSETTING", "PROC1_ACTIVATE_SECONDARY",
+        (*_EXITING, "PROC1_USE_TSC_OFFSETTING", "PROC1_CR8_LOAD_EXITING",
+         "PROC1_CR8_STORE_EXITING", "PROC1_USE_TPR_SHADOW", "PROC1_ACTIVATE_SECONDARY",
          "PROC2_ENABLE_EPT", "PROC2_DESCRIPTOR_TABLE_EXITING", "PROC2_ENABLE_RDTSCP",
          "PROC2_ENABLE_VPID", "PROC2_WBINVD_EXITING", "PROC2_UNRESTRICTED_GUEST",
          "PROC2_RDRAND_EXITING", "PROC2_ENABLE_INVPCID", "PROC2_RDSEED_EXITING",
+         "PROC2_ENABLE_XSAVES_XRSTORS", "PROC2_ENABLE_USER_WAIT_PAUSE",
          "EXIT_HOST_ADDR_SPACE_SIZE", "EXIT_SAVE_PAT", "EXIT_LOAD_PAT", "EXIT_SAVE_EFER",
          "EXIT_LOAD_EFER", "ENTRY_IA32E_MODE_GUEST", "ENTRY_LOAD_PAT", "ENTRY_LOAD_EFER"),
-        cr4_bits=0x773FFF, misc=0x2000_01E0, ept_vpid=0x0F01_0633_4141,
+        cr4_bits=0x773FFF, misc=0x2004_01E0, ept_vpid=0x0F01_0633_4141,
         physical_address_width=46, linear_address_width=57, efer_bits=0xD01,
         wrmsr_rules={0x174: "any", 0x175: "canonical", 0x176: "canonical", 0x277: "pat",
                      0xC0000081: "any", 0xC0000082: "canonical", 0xC0000102: "canonical"}),

@@ -10,9 +10,9 @@ The language
 ------------
 ``x[hi:lo]``, ``x[b]``
     Bit field and single bit, in the manual's order (high bit first, both included).
-``~ & | ^ + - * <<``
+``~ & | ^ + - * << >>``
     Arithmetic on unsigned values. ``&``, ``|`` and ``^`` want equal widths; ``+`` and ``*`` grow,
-    so nothing wraps; ``-`` keeps the width of its left side.
+    so nothing wraps; ``-`` and ``>>`` keep the width of their left side. ``<<`` wants a number.
 ``== != < <= > >=``, ``in {..}``, ``not in {..}``
     Comparisons; both sides equally wide, or one of them a number that fits.
 ``and or not``, ``a if c else b``
@@ -77,7 +77,7 @@ class Invert(Expression):
 
 @dataclass(frozen=True)
 class Binary(Expression):
-    """An operator of ``& | ^ + - * << == != < <=`` and its operands."""
+    """An operator of ``& | ^ + - * << >> == != < <=`` and its operands."""
     operator: str
     left: Expression
     right: Expression
@@ -126,7 +126,7 @@ _COMPARE = {
 }
 _ARITHMETIC = {
     ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.Add: "+", ast.Sub: "-", ast.Mult: "*",
-    ast.LShift: "<<",
+    ast.LShift: "<<", ast.RShift: ">>",
 }
 
 
@@ -300,7 +300,7 @@ class _Parser:
             raise self._error(node, "no negative numbers")
         a, b = (Const(max(x.bit_length(), 1), x) if isinstance(x, int) else x for x in (a, b))
         width = {
-            "+": max(a.width, b.width) + 1, "-": a.width, "*": a.width + b.width,
+            "+": max(a.width, b.width) + 1, "-": a.width, ">>": a.width, "*": a.width + b.width,
         }[operator]
         return Binary(width, operator, a, b)
 

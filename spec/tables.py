@@ -20,12 +20,13 @@ from .errors import UsageError
 from .expression import Binary, Expression, ExpressionError, Invert, Macro, parse, symbols
 
 __all__ = [
-    "CAPABILITY_MSRS", "CHECKS", "CONTROLS", "CONTROL_WORDS", "ERRORS", "EXIT_REASONS", "FIELDS",
-    "EXIT_INFORMATION", "FIELD_BY_ENCODING", "INSTRUCTIONS", "MSRS", "REGISTERS",
-    "REGISTER_BITS", "STAGES", "SYMBOLS", "SYMBOL_WIDTHS", "CapabilityMsr", "Check", "Control",
-    "ControlWord", "ExitInformation", "ExitReason", "Failure", "Field", "InstructionError",
-    "InstructionRow", "Msr", "NamedSymbol", "Register", "RegisterBits", "TableError",
-    "expression", "implemented_reason",
+    "ABORTS", "BOUNDARY_EVENTS", "CAPABILITY_MSRS", "CHECKS", "CONTROLS", "CONTROL_WORDS", "ERRORS",
+    "EVENT_WORDS", "EXIT_INFORMATION", "EXIT_REASONS", "FIELDS", "FIELD_BY_ENCODING",
+    "INSTRUCTIONS", "MSRS", "REGISTERS", "REGISTER_BITS", "STAGES", "SYMBOLS", "SYMBOL_WIDTHS",
+    "Abort", "BoundaryEvent", "CapabilityMsr", "Check", "Control", "ControlWord", "EventWord",
+    "ExitInformation", "ExitReason", "Failure", "Field", "InstructionError", "InstructionRow",
+    "Msr", "NamedSymbol", "Register", "RegisterBits", "TableError", "expression",
+    "implemented_reason",
 ]
 
 NATURAL_BITS = 64  # architectural width of a natural-width field or register
@@ -224,11 +225,53 @@ class ExitReason:
     enabling_control: str
     instructions: tuple[str, ...]  # guest instructions whose exit needs nothing but ``condition``
     condition: Expression | None   # None: VMX instructions and what is not implemented
+    undefined: Expression          # the guest's instruction is #UD, before all else
+    protection: Expression         # it is #GP(0), if it does not exit
+    value: Expression | None       # what it then reads, or writes to the register
+    operand: str                   # what ``CAUSE_NUMBER`` and ``CAUSE_VALUE`` are, in words
 
     @property
     def by_instruction(self) -> bool:
         """Whether the cause is always an instruction (``EXIT_BY_INSTRUCTION``)."""
         return self.instruction_length_saved == "yes"
+
+
+@dataclass(frozen=True)
+class BoundaryEvent:
+    """What may come between two instructions: row of ``boundary_events.csv``, by priority.
+
+    The first row that is pending and either exits, by the condition of its reason, or ``delivers``
+    decides.
+    """
+    order: int
+    reason: int
+    pending: Expression
+    delivers: bool            # if it does not exit, it goes through the guest's IDT
+    interruption: Expression  # interruption information
+    qualification: Expression
+    words: str
+
+    @property
+    def id(self) -> str:
+        return f"boundary.{self.order}"
+
+
+@dataclass(frozen=True)
+class EventWord:
+    """A 64-bit word of memory that decides what an event does: row of ``event_words.csv``."""
+    symbol: str
+    when: Expression     # it is read; else it counts as 0
+    address: Expression  # of the word that holds it, 64 bits
+    words: str
+
+
+@dataclass(frozen=True)
+class Abort:
+    """What ends a VM exit in a VMX abort: row of ``vmx_aborts.csv``."""
+    code: int
+    symbol: str
+    condition: Expression
+    words: str
 
 
 @dataclass(frozen=True)
@@ -427,8 +470,26 @@ EXIT_REASONS: dict[int, ExitReason] = {
         int(row["number"]), row["name"], row["symbol"], row["trigger"], row["exit_qualification"],
         row["instruction_length_saved"], row["enabling_control"],
         tuple(row["instructions"].split()),
-        expression(row["condition"]) if row["condition"] else None))
+        expression(row["condition"]) if row["condition"] else None,
+        expression(row["undefined"] or "False"), expression(row["protection"] or "False"),
+        expression(row["value"], 64) if row["value"] else None, row["operand"]))
     for row in _read("exit_reasons.csv")
+}
+BOUNDARY_EVENTS: tuple[BoundaryEvent, ...] = tuple(
+    _at(row, f"boundary_events.csv, {row['order']}", lambda row: BoundaryEvent(
+        int(row["order"]), int(row["reason"]), expression(row["pending"]),
+        row["delivers"] == "yes", expression(row["interruption"], 32),
+        expression(row["qualification"], 64), row["words"]))
+    for row in _read("boundary_events.csv"))
+EVENT_WORDS: dict[str, EventWord] = {
+    row["symbol"]: _at(row, f"event_words.csv, {row['symbol']}", lambda row: EventWord(
+        row["symbol"], expression(row["when"]), expression(row["address"], 64), row["words"]))
+    for row in _read("event_words.csv")
+}
+ABORTS: dict[int, Abort] = {
+    int(row["code"]): _at(row, f"vmx_aborts.csv, {row['code']}", lambda row: Abort(
+        int(row["code"]), row["symbol"], expression(row["condition"]), row["words"]))
+    for row in _read("vmx_aborts.csv")
 }
 EXIT_INFORMATION: dict[str, ExitInformation] = {
     row["field"]: _at(row, f"exit_information.csv, {row['field']}", lambda row: ExitInformation(

@@ -4,10 +4,18 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Outcome
+from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode, Outcome
 
 from ..model import Model
-from ..observation import PROMPT, MemoryWrite, Observation, RegisterWrites, Timing, observe
+from ..observation import (
+    PROMPT,
+    MemoryWrite,
+    Observation,
+    RegisterWrites,
+    TimePasses,
+    Timing,
+    observe,
+)
 from ..row_cases import Subject
 from .coverage import Coverage
 from .program import FieldWrites, Program, Step, operations
@@ -93,7 +101,7 @@ class Differential:
                    _first_difference(trace, seen) or self._memory_difference(len(steps) - 1))
 
     def _take(self, step, number, trace):
-        if isinstance(step, Event) and self.model.mode != Mode.NON_ROOT:
+        if isinstance(step, Event | Boundary) and self.model.mode != Mode.NON_ROOT:
             return None
         answer = None
         for operation in operations(step, self.subject):
@@ -128,7 +136,9 @@ class _Trace:
                 model.write_registers(dict(values))
             case Instruction():
                 answer = model.execute(operation)
-            case Event():
+            case TimePasses(ticks):
+                model.pass_time(ticks)
+            case Event() | Boundary():
                 answer = model.report(operation)
         registers = model.read_registers()
         if registers != self._registers:  # else one object: comparing it then costs nothing

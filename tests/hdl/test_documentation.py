@@ -8,17 +8,21 @@ import pytest
 
 from vmxswitch.hdl.commit import Commit
 from vmxswitch.hdl.entry_checker import EntryChecker
+from vmxswitch.hdl.exit_steps import ExitSteps
 from vmxswitch.hdl.exit_unit import ExitUnit
 from vmxswitch.hdl.instruction_unit import InstructionUnit
 from vmxswitch.hdl.live_state import LiveState
 from vmxswitch.hdl.memory_unit import MemoryUnit
 from vmxswitch.hdl.mode_controller import ModeController
+from vmxswitch.hdl.sequencer import Sequencer
 from vmxswitch.hdl.vmcs_bank import VmcsBank
+from vmxswitch.hdl.vmcs_pointers import VmcsPointers
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec.capabilities import PRESETS
 
 CONFIGURED = [
-    Commit, EntryChecker, ExitUnit, InstructionUnit, LiveState, MemoryUnit, VmcsBank, VmxUnit,
+    Commit, EntryChecker, ExitSteps, ExitUnit, InstructionUnit, LiveState, MemoryUnit, Sequencer,
+    VmcsBank, VmcsPointers, VmxUnit,
 ]
 
 

@@ -7,6 +7,7 @@ from vmxswitch.spec.operations import EDGES, Mode, Transition
 REACH = {
     Mode.OFF: [], Mode.ROOT: [Transition.VMXON],
     Mode.NON_ROOT: [Transition.VMXON, Transition.ENTRY],
+    Mode.ABORT: [Transition.VMXON, Transition.ABORT],
 }
 
 

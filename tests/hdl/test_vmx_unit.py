@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmxswitch.hdl.interface import Operation
+from vmxswitch.sim.memory import Fault
 from vmxswitch.sim.pysim import PysimPort
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import NO_VMCS, Event, Instruction, Mode, Outcome
@@ -325,16 +326,16 @@ def test_failing_msr_list_has_changed_nothing(machine):
 def test_bus_error_at_vmxon_leaves_the_processor_outside_vmx_operation(machine):
     machine.start()
     machine("VMXOFF")
-    machine.port.bus_faults.add(VMXON_REGION)
+    machine.port.fail_memory(VMXON_REGION, Fault.ERROR)
     assert machine("VMXON", pointer=VMXON_REGION).outcome is Outcome.BUS_ERROR
     assert machine.port.mode == Mode.OFF
-    machine.port.bus_faults.clear()
+    machine.port.fail_memory(VMXON_REGION, None)
     assert machine("VMXON", pointer=VMXON_REGION).outcome is Outcome.SUCCEED
 
 
 def test_bus_error_while_a_region_is_loaded_leaves_no_current_vmcs(machine):
     machine.start("long64_A")
-    machine.port.bus_faults.add(OTHER_REGION + LAUNCH_OFFSET)
+    machine.port.fail_memory(OTHER_REGION + LAUNCH_OFFSET, Fault.ERROR)
     assert machine("VMPTRLD", pointer=OTHER_REGION).outcome is Outcome.BUS_ERROR
     assert machine("VMPTRST").value == NO_VMCS
     assert machine("VMPTRLD", pointer=REGION).outcome is Outcome.SUCCEED
@@ -343,7 +344,7 @@ def test_bus_error_while_a_region_is_loaded_leaves_no_current_vmcs(machine):
 
 def test_bus_error_while_a_region_is_stored_changes_nothing(machine):
     machine.start("long64_A")
-    machine.port.bus_faults.add(REGION + LAUNCH_OFFSET)
+    machine.port.fail_memory(REGION + LAUNCH_OFFSET, Fault.ERROR)
     for name, pointer in (("VMPTRLD", OTHER_REGION), ("VMCLEAR", REGION)):
         assert machine(name, pointer=pointer).outcome is Outcome.BUS_ERROR
         assert machine("VMPTRST").value == REGION
@@ -354,11 +355,11 @@ def test_bus_error_while_a_region_is_stored_changes_nothing(machine):
 def test_bus_error_in_the_msr_list_changes_nothing(machine, faulty):
     with_list(machine, (0xC0000081, 0x1111), (0x174, 0x2222))
     root = machine.port.read_registers()
-    machine.port.bus_faults.add(faulty)
+    machine.port.fail_memory(faulty, Fault.ERROR)
     assert machine("VMLAUNCH").outcome is Outcome.BUS_ERROR
     assert machine.port.read_registers() == root
     assert machine.port.mode == Mode.ROOT
-    machine.port.bus_faults.clear()
+    machine.port.fail_memory(faulty, None)
     assert machine("VMLAUNCH").outcome is Outcome.ENTERED
     assert machine.port.read_registers()["STAR"] == 0x1111
 

@@ -1,6 +1,7 @@
 """A processor that is brought into any world with a few words."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from vmxswitch.sim.cases import read_profile
 from vmxswitch.sim.model import Model
 from vmxswitch.sim.processor import Processor
 from vmxswitch.spec.operations import Instruction, Outcome
-from vmxswitch.spec.tables import FIELDS
+from vmxswitch.spec.tables import FIELD_BY_ENCODING, FIELDS
 
 PROFILES = Path(__file__).parents[1] / "cases" / "profiles"
 
@@ -17,13 +18,16 @@ PROFILES = Path(__file__).parents[1] / "cases" / "profiles"
 class Machine:
     """The reference model of a recorded profile, in the profile's environment.
 
-    Its regions are at ``VMXON`` and above; the baselines use other memory.
+    Its regions are at ``VMXON`` and above; the baselines use other memory. ``msrs`` are bits that
+    its capability MSRs have beside the recorded ones, by index.
     """
     VMXON, VMCS = 0x30_0000, 0x30_1000
 
-    def __init__(self, profile):
+    def __init__(self, profile, msrs=None):
         self.profile = read_profile(PROFILES / f"{profile}.json")
-        self.capabilities = self.profile.capabilities
+        recorded = self.profile.capabilities
+        self.capabilities = recorded if msrs is None else replace(recorded, msrs={
+            index: value | msrs.get(index, 0) for index, value in recorded.msrs.items()})
         self.port = Model(self.capabilities)
         Processor(self.port).set_up(self.profile.environment)
 
@@ -57,8 +61,11 @@ class Machine:
             self.write(field, value)
 
     def write(self, field, value):
-        """VMWRITE."""
-        self.succeed("VMWRITE", encoding=FIELDS[field].encoding, value=value)
+        """VMWRITE; two of a 64-bit field where software has 32-bit registers."""
+        encoding = FIELDS[field].encoding
+        self.succeed("VMWRITE", encoding=encoding, value=value)
+        if self.profile.environment["MODE"] == 32 and encoding + 1 in FIELD_BY_ENCODING:
+            self.succeed("VMWRITE", encoding=encoding + 1, value=value >> 32)
 
     def read(self, field):
         """VMREAD."""
@@ -83,8 +90,10 @@ def machine():
     "loaded" is VMX root operation with a launchable VMCS, "guest" what comes after its launch.
     ``fields`` change the VMCS before.
     """
-    def make(world="off", profile="skylake_x_64", baseline="long64_ept_A", **fields):
-        machine = Machine(profile)
+    def make(
+        world="off", profile="skylake_x_64", baseline="long64_ept_A", *, msrs=None, **fields,
+    ):
+        machine = Machine(profile, msrs)
         if world != "off":
             machine.enter_root()
         if world in ("loaded", "guest"):

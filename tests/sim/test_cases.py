@@ -122,18 +122,22 @@ def test_state_is_applied_before_the_event(run):
 
 @pytest.mark.parametrize("event, result", [
     (insn("VMCALL"), {"result": "exit", "reason": 18, "qualification": 0, "row": "VMCALL.2"}),
-    (insn("HLT"), {"result": "no_exit"}),
-    (insn("INVLPG") | {"linear": 0x5000}, {"result": "no_exit"}),
+    (insn("HLT"), {"result": "no_exit", "value": 0}),
+    (insn("INVLPG") | {"linear": 0x5000}, {"result": "no_exit", "value": 0}),
     ({"kind": "triple_fault"}, {"result": "exit", "reason": 2, "qualification": 0}),
-    ({"kind": "boundary"}, {"result": "unsupported"}),
-    (insn("OUT"), {"result": "unsupported"}),
+    ({"kind": "boundary"}, {"result": "no_exit", "value": 0}),
+    ({"kind": "boundary", "nmi": 1},
+     {"result": "no_exit", "value": 0, "delivery": 0x8000_0202}),
+    (insn("MOV_TO_CR") | {"cr": 4, "gpr": 0, "value": 0}, {
+        "result": "exception", "vector": 13, "errcode": 0}),
+    (insn("UD2"), {"result": "unsupported"}),
 ])
 def test_guest_events(run, event, result):
     assert run(VMLAUNCH, guest(event), base="long64_A")[1] == result
 
 
 def test_everything_after_an_unsupported_event_is_unsupported(run):
-    results = run(VMLAUNCH, guest({"kind": "boundary"}), {"op": "dump"}, base="long64_A")
+    results = run(VMLAUNCH, guest(insn("UD2")), {"op": "dump"}, base="long64_A")
     assert results[1:] == [{"result": "unsupported"}] * 2
 
 
@@ -254,6 +258,10 @@ def operation(**op):
     (operation(op="vmcall", env={"CPL": 9}), "'CPL' is 9"),
     (operation(op="guest"), "no 'event'"),
     (operation(op="guest", event={"kind": "insn", "length": 3}), "no 'insn'"),
+    (operation(op="guest", event=insn("OUT")), "guest event without 'size'"),
+    (operation(op="guest", event={"kind": "exception", "vector": 6}), "without 'type'"),
+    (operation(op="guest", event={"kind": "boundary", "vector": 256}), "'vector' is 256"),
+    (operation(op="time", ticks=1 << 32), "'ticks' is 4294967296"),
     (operation(op="guest", event=insn("CPUID") | {"length": 16}), "instruction of 16 bytes"),
     (operation(op="guest", event=insn("CPUID"), state={"RIP": 1 << 64}), "'RIP' is"),
 ])

@@ -171,7 +171,6 @@ def test_a_number_takes_the_width_it_is_given(text, width, expected):
     ("lambda: a",       "'lambda: a': not part of the expression language"),
     ("[a]",             "'[a]': not part of the expression language"),
     ("a / 2",           "'a / 2': not part of the expression language"),
-    ("a >> 2",          "'a >> 2': not part of the expression language"),
     ("-a",              "'-a': not part of the expression language"),
     ("a is b",          "'a is b': not part of the expression language"),
     ("STALE",           "'gone' in 'gone[3]': unknown symbol"),

@@ -63,9 +63,9 @@ class ExitUnit(wiring.Component):
     mode : In(Mode)
         Present mode; outside ``NON_ROOT`` the cause is a failed VM entry.
     verdict : Out(Verdict), value : Out(64)
-        About the event; what a guest's access reads, or writes to the register, if it does not exit.
+        About the event; what a guest's access that does not exit reads, or writes to the register.
     cause : Out(Event)
-        What moves the processor to the host: the event, at a boundary the pending one, or ``other``.
+        What moves the processor to the host: the event (the pending one), or ``other``.
     by_instruction : Out(1)
         The reason is that of an instruction.
     information : Out(:func:`~.interface.field_layout`), information_en : Out(number of fields)

@@ -201,17 +201,17 @@ class Model:
     # --- Guest events ---
 
     def _event(self, event):
-        rules = self._rules.events[implemented_reason(event.reason).number]
+        row = self._rules.events[implemented_reason(event.reason).number]
         inputs = Inputs(self, FIRST_BOUNDARY=0)
         inputs.cause(event)
         self._read_words(inputs)
-        if rules.undefined(inputs):
+        if row.undefined(inputs):
             return Answer(Outcome.FAULT, vector=INVALID_OPCODE)
-        if rules.exits(inputs):
+        if row.exits(inputs):
             return self._exit("", inputs)
-        if rules.protection(inputs):
+        if row.protection(inputs):
             return Answer(Outcome.FAULT, vector=GENERAL_PROTECTION, error_code=0)
-        return Answer(Outcome.NO_EXIT, value=self._natural(rules.value(inputs)))
+        return Answer(Outcome.NO_EXIT, value=self._natural(row.value(inputs)))
 
     def _boundary(self, boundary):
         """The first event, by priority, that is pending and exits or is delivered."""
@@ -219,16 +219,16 @@ class Model:
             "FIRST_BOUNDARY": int(boundary.first), "PENDING_NMI": int(boundary.nmi),
             "PENDING_INTERRUPT": int(boundary.interrupt), "PENDING_INIT": int(boundary.init),
             "PENDING_SIPI": int(boundary.sipi), "PENDING_VECTOR": boundary.vector}
-        for rules in self._rules.boundary:
+        for candidate in self._rules.boundary:
             inputs = Inputs(self, **pending)
-            if not rules.pending(inputs):
+            if not candidate.pending(inputs):
                 continue
-            inputs.cause(Event(rules.row.reason, rules.qualification(inputs),
-                               interruption=rules.interruption(inputs)))
+            inputs.cause(Event(candidate.row.reason, candidate.qualification(inputs),
+                               interruption=candidate.interruption(inputs)))
             self._read_words(inputs)
-            if self._rules.events[rules.row.reason].exits(inputs):
+            if self._rules.events[candidate.row.reason].exits(inputs):
                 return self._exit("", inputs)
-            if rules.row.delivers:
+            if candidate.row.delivers:
                 return Answer(
                     Outcome.NO_EXIT, delivery=Delivery(inputs["CAUSE_INTERRUPTION"]))
         return Answer(Outcome.NO_EXIT)

@@ -227,7 +227,7 @@ class ExitReason:
 
 @dataclass(frozen=True)
 class BoundaryEvent:
-    """What may come between two instructions: row of ``boundary_events.csv``, highest priority first.
+    """What may come between two instructions: row of ``boundary_events.csv``, first things first.
 
     The first row that is pending and either exits, by the condition of its reason, or ``delivers``
     decides.

@@ -51,8 +51,7 @@ class FieldWrites:
     changes: tuple[tuple[str, int], ...] = ()
 
 
-Step = (
-    Instruction | Event | Boundary | RegisterWrites | MemoryWrite | TimePasses | Region | FieldWrites)
+Step = Operation | Region | FieldWrites
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vmxswitch import cli
-from vmxswitch.firmware.vmm import SwitchResult
+from vmxswitch.firmware.world_switch import SwitchResult
 from vmxswitch.sim.model import Model
 
 LINUX, XEN, SMP = "linux-6.1-amd64-idle", "xen-4.17-panic", "linux-6.1-amd64-smp2"

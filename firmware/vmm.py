@@ -72,8 +72,13 @@ class Vmm:
         Time and interrupts.
     guests : dict of str to Guest
         By name.
+    has_timer : bool
+        Time slices are kept: the processor has a VMX-preemption timer. Known once there was a
+        guest, as is ``shared_msrs``.
+    shared_msrs : dict of int to str
+        Registers that neither VM entries nor MSR lists switch, or not wholly, by MSR index.
     """
-    def __init__(self, port: Port, *, quantum: int = 20_000, msr_lists: bool = True,
+    def __init__(self, port: Port, *, quantum: int = 3_000, msr_lists: bool = True,
                  handlers: Mapping[Reason, Handler] = HANDLERS):
         if quantum < 1:
             raise UsageError(f"a time slice of {quantum} cycles is not above 0")
@@ -169,7 +174,7 @@ class Vmm:
             port, self.machine, counts=is_on(capabilities, like, "PIN_ACTIVATE_PREEMPTION_TIMER"),
             acknowledges=is_on(capabilities, like, "EXIT_ACK_INTR_ON_EXIT"))
         self.machine.masked = not is_on(capabilities, like, "PIN_EXT_INTR_EXITING")
-        self._has_timer = is_on(capabilities, like, "PIN_ACTIVATE_PREEMPTION_TIMER")
+        self.has_timer = is_on(capabilities, like, "PIN_ACTIVATE_PREEMPTION_TIMER")
         self._saves_timer = is_on(capabilities, like, "EXIT_SAVE_PREEMPTION_TIMER")
         self._uses_bitmaps = is_on(capabilities, like, "PROC1_USE_MSR_BITMAPS")
         self._timer_rate = capabilities.msr("IA32_VMX_MISC") & 0x1F
@@ -181,19 +186,17 @@ class Vmm:
         shared = ledger.shared()
         self._msrs = {row.msr: name for name, row in capabilities.registers.items()
                       if row.msr is not None}
-        #: What MSR lists switch, by index.
         self._lists = {
             index: name for index, name in self._msrs.items()
             if name in shared and index in capabilities.wrmsr_rules
             and index != TIME_STAMP_COUNTER} if self._uses_lists else {}
-        #: MSRs that the guests share.
-        self.shared = {index: name for index, name in self._msrs.items()
-                       if name in shared and index not in self._lists}
+        self.shared_msrs = {index: name for index, name in self._msrs.items()
+                            if name in shared and index not in self._lists}
         memory.write_region(memory.vmxon)
         memory.write_list(memory.host_list, {
             index: self._host[name] for index, name in self._lists.items()})
         if self._uses_bitmaps:
-            memory.write_bitmaps(index for index in self._msrs if index not in self.shared)
+            memory.write_bitmaps(index for index in self._msrs if index not in self.shared_msrs)
         self._driver.vmxon(memory.vmxon)
 
     def _values(self, registers):
@@ -394,7 +397,7 @@ class Vmm:
         if windows != guest.windows:
             guest.windows = windows
             guest.writes[PRIMARY] = guest.controls | windows
-        if self._has_timer:
+        if self.has_timer:
             end = min([self._slice_end, *(alarm.due for alarm in guest.alarms.values())])
             if end != guest.timer_end or not self._saves_timer:
                 guest.timer_end = end
@@ -474,7 +477,7 @@ class Vmm:
             return None
         if index in self._lists:
             return self._port.read_memory(self._list_entry(guest, index), 8)
-        if index in self.shared:
+        if index in self.shared_msrs:
             return self._port.read_registers()[name]
         return self.read(guest, self._capabilities.registers[name].field)
 
@@ -486,7 +489,7 @@ class Vmm:
         if index in self._lists:
             guest.ledger.listed(name, value)
             self._port.write_memory(self._list_entry(guest, index), 8, value)
-        elif index in self.shared:
+        elif index in self.shared_msrs:
             self._port.write_registers({name: value})
         else:
             guest.writes[self._capabilities.registers[name].field] = value

@@ -74,6 +74,8 @@ class Cpu:
 
     Attributes
     ----------
+    number : int
+        The guest's.
     registers : dict of str to int
         The environment as the guest knows it.
     msrs : mapping of int to str
@@ -91,6 +93,7 @@ class Cpu:
     kernel_stack : int
         RSP of the last stay at CPL 0.
     """
+    number: int
     registers: dict[str, int]
     msrs: Mapping[int, str]
     nested: set[int] | None

@@ -151,7 +151,7 @@ def hypervisor(cpu: Cpu):
     It has halted with interrupts off, so that only the NMI of its watchdog wakes it.
     """
     cpu.gates |= {TIMER_VECTOR: tick, NMI_VECTOR: watchdog, INVALID_OPCODE: oops}
-    cpu.timers |= {TIMER_VECTOR: 32_768, NMI_VECTOR: 50_000}
+    cpu.timers |= {TIMER_VECTOR: 32_768, NMI_VECTOR: 22_000}
     features = yield from cpu.mov_from_cr(4)
     yield from cpu.cpuid(0x4000_0000)
     yield from cpu.mov_to_cr(4, features | 1 << 13)  # CR4.VMXE, which the VMM owns
@@ -215,7 +215,7 @@ def busy(cpu: Cpu):
     """Change every register that may change at any time, without end and without a pattern."""
     cpu.gates |= {TIMER_VECTOR: tick}
     cpu.timers[TIMER_VECTOR] = 16_384
-    random = Random(cpu.registers["RIP"] ^ cpu.registers["CR3"] << 16 ^ cpu.registers["TR_BASE"])
+    random = Random(cpu.number)
     while True:
         yield Change(anything(cpu, random))
         yield Work(random.randrange(4_000))
@@ -259,8 +259,8 @@ BY_SOURCE = {"xen": hypervisor, **dict.fromkeys(
 
 def default_program(environment: Environment):
     """The program that suits an environment."""
-    if environment.mode == "real" and environment.registers["CS_BASE"] >> 16 == 0xFFFF:
-        return boot
+    if environment.mode == "real":
+        return boot if environment.registers["CS_BASE"] >> 16 == 0xFFFF else firmware
     if environment.cpl == 3:
         return process
     return next((program for name, program in BY_SOURCE.items()

@@ -46,7 +46,8 @@ DEVICE_VECTORS = 0x40                  # first vector of the real interrupt cont
 TIME_STAMP_COUNTER = 0x10
 #: Exceptions that exit, to be shown in the timeline and reflected: #DB, #PF, #AC.
 WATCHED = 1 << 1 | 1 << 14 | 1 << 17
-WINDOWS = ("PROC1_INTR_WINDOW_EXITING", "PROC1_NMI_WINDOW_EXITING")
+#: Controls that wait for a window, and what each needs.
+WINDOWS = {"PROC1_INTR_WINDOW_EXITING": "", "PROC1_NMI_WINDOW_EXITING": "PIN_VIRTUAL_NMIS"}
 PRIMARY = CONTROL_WORDS["proc1"].field
 SEEN = ("GUEST_RFLAGS", "GUEST_INTERRUPTIBILITY_STATE", "GUEST_ACTIVITY_STATE")
 
@@ -153,7 +154,7 @@ class Vmm:
         self._driver.execute_many([Instruction("VMPTRLD", pointer=region), *self._writes(fields)])
         nested = set() if is_on(capabilities, fields, "PROC2_ENABLE_EPT") else None
         guest = self._current = Guest(
-            name, number, environment, Cpu(registers, self._msrs, nested),
+            name, number, environment, Cpu(number, registers, self._msrs, nested),
             region, msr_list, ept_root, fields[PRIMARY], ledger,
             {field: fields[field] for field in SEEN})
         guest.blocked = environment.registers["ACTIVITY"] == HALTED
@@ -178,7 +179,9 @@ class Vmm:
         self._saves_timer = is_on(capabilities, like, "EXIT_SAVE_PREEMPTION_TIMER")
         self._uses_bitmaps = is_on(capabilities, like, "PROC1_USE_MSR_BITMAPS")
         self._timer_rate = capabilities.msr("IA32_VMX_MISC") & 0x1F
-        self._offered = [control for control in WINDOWS if capabilities.allows(control)]
+        self._offered = [control for control, needs in WINDOWS.items()
+                         if capabilities.allows(control) and (
+                             not needs or is_on(capabilities, like, needs))]
         self._always = [(field, read) for field in ALWAYS_READ
                         for read in field_reads(self._bits, field)]
         ledger = Ledger(capabilities, {}, {})
@@ -218,6 +221,7 @@ class Vmm:
     def stop(self, guest: Guest, why: str) -> None:
         """Do not enter a guest again."""
         guest.stopped = why
+        guest.alarms.clear()
 
     def destroy(self, guest: Guest) -> None:
         """Take a guest's VMCS from the processor, and give its memory back."""
@@ -277,8 +281,8 @@ class Vmm:
     def _sleep(self) -> bool:
         """Let time pass to the next thing that may wake a guest; False if there is none."""
         machine = self.machine
-        times = [alarm.due for guest in self.guests.values() if not guest.stopped
-                 for alarm in guest.alarms.values()]
+        times = [alarm.due for guest in self.guests.values() for alarm in guest.alarms.values()
+                 if alarm.vector == NMI_VECTOR or not self._halted_for_good(guest)]
         if machine.next_interrupt is not None:
             times.append(machine.next_interrupt)
         if not times:
@@ -334,6 +338,8 @@ class Vmm:
             answers = self._driver.execute_many(
                 [*loads, *self._writes(guest.writes), entry], Outcome.ENTERED)
         except VmxError as error:
+            self._current = guest
+            self.stop(guest, "the processor does not enter it")
             situation = Situation(
                 self._capabilities, guest.ledger.values, self._port.read_registers(), {})
             raise Refused(guest.name, explain(error, situation)) from error

@@ -9,6 +9,7 @@ from .svg import add, document, text_of
 __all__ = ["Stay", "timeline_svg"]
 
 LABEL, WIDTH, LANE, TOP, MARGIN = 220, 1100, 44, 60, 12  #: pixels
+RIGHT = 40           #: room for the last time
 BAR_TOP, BAR_HEIGHT = 14, 22
 LEAST = 1.5          #: a short stay is still seen
 LETTER = 6.5         #: room for a letter of a label
@@ -24,7 +25,7 @@ text { font: 13px sans-serif; fill: #1f2328; }
 .event { fill: #cf222e; }
 """
 #: For the most frequent reasons, in this order; the others are grey.
-COLOURS = ("#0969da", "#1a7f37", "#9a6700", "#8250df", "#bc4c00", "#0550ae", "#bf3989", "#116329")
+COLOURS = ("#0969da", "#1a7f37", "#9a6700", "#8250df", "#bc4c00", "#0e7490", "#bf3989", "#4d7c0f")
 OTHERS = "#6e7781"
 
 
@@ -47,7 +48,7 @@ def timeline_svg(stays: Sequence[Stay], guests: Sequence[str], caption: str) -> 
     colours = dict.fromkeys(reasons, OTHERS) | dict(zip(reasons, COLOURS, strict=False))
     begin = min((stay.start for stay in stays), default=0)
     end = max((stay.start + stay.cycles for stay in stays), default=1)
-    scale = (WIDTH - MARGIN) / max(end - begin, 1)
+    scale = (WIDTH - RIGHT) / max(end - begin, 1)
     columns = (LABEL + WIDTH) // LEGEND_COLUMN
     legend_rows = -(-len(reasons) // columns)
     bottom = TOP + LANE * len(guests)

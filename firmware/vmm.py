@@ -378,6 +378,8 @@ class Vmm:
             case Next.RESUME if guest.seen["GUEST_ACTIVITY_STATE"] == HALTED:
                 awake = guest.pending and not self._halted_for_good(guest)
                 guest.blocked = not (awake or guest.nmi or guest.injection)
+        if guest.blocked:  # whoever wakes begins a new slice
+            self._slice_end = self.machine.now
         return verdict
 
     @staticmethod

@@ -11,14 +11,16 @@ from enum import IntEnum
 from vmxswitch.spec.operations import Delivery
 from vmxswitch.spec.tables import EXIT_REASONS
 
-__all__ = ["ALWAYS_READ", "VALID", "CrAccess", "Exit", "PortAccess", "Reason", "exception"]
+__all__ = [
+    "ALWAYS_READ", "GENERAL", "HARDWARE_EXCEPTION", "NMI", "TYPE", "VALID", "CrAccess", "Exit",
+    "PortAccess", "Reason", "exception",
+]
 
 Reason = IntEnum("Reason", {row.symbol: row.number for row in EXIT_REASONS.values()})
 Reason.__doc__ = "Basic exit reasons by the symbols of exit_reasons.csv."
 
 VALID, HAS_ERROR_CODE = 1 << 31, 1 << 11
-TYPE = 0x700
-EXTERNAL_INTERRUPT, NMI, HARDWARE_EXCEPTION = 0 << 8, 2 << 8, 3 << 8  # types of events
+TYPE, NMI, HARDWARE_EXCEPTION = 7 << 8, 2 << 8, 3 << 8  # types; 0 is an external interrupt's
 DELIVERED = 0xFFF | VALID  #: bits of the information that go into VM_ENTRY_INTR_INFO
 
 #: Fields that the VMM reads after every exit.
@@ -66,6 +68,7 @@ class CrAccess:
         return (f"MOV to CR{self.number}", f"MOV from CR{self.number}", "CLTS", "LMSW")[self.kind]
 
 
+#: General registers by their number in a qualification.
 GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI",
            *(f"R{number}" for number in range(8, 16)))
 

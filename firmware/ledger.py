@@ -24,7 +24,7 @@ __all__ = ["Difference", "Ledger"]
 
 
 class Difference(NamedTuple):
-    """A register that was not found as it was left; bits that are not switched are 0 in both."""
+    """A register or field not found as it was left; bits that are not switched are 0 in both."""
     register: str
     left: int
     found: int
@@ -113,6 +113,11 @@ class Ledger:
     def host_differences(self, found: Mapping[str, int]) -> tuple[Difference, ...]:
         """How an environment right after the VM exit differs from the host's."""
         return self._differences("exit", found, self._host_lists)
+
+    def area_differences(self, found: Mapping[str, int]) -> tuple[Difference, ...]:
+        """How fields differ from what software wrote and VM exits saved."""
+        return tuple(Difference(field, self.values[field], value)
+                     for field, value in found.items() if value != self.values[field])
 
     def _differences(self, column, found, lists):
         values = self.values

@@ -12,7 +12,7 @@ Ref: Intel SDM (325462), vol. 3C, "VMM Setup & Tear Down", "Preparation and Laun
 Machine", "Handling of VM Exits".
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 
 from vmxswitch.spec.errors import UsageError
@@ -27,7 +27,7 @@ from .exits import ALWAYS_READ, VALID, Exit, Reason
 from .guest import Alarm, Guest, Refused, Turn
 from .handlers import HANDLERS, Handler, Next, Verdict
 from .host import Memory, VmcsWriter, host_environment, host_registers, is_on
-from .ledger import Ledger
+from .ledger import Difference, Ledger
 from .machine import Machine
 from .plan import misfits
 from .port import Port
@@ -99,7 +99,14 @@ class Vmm:
 
     def switch(self, original: Environment, target: Environment,
                settings: Mapping[str, int] | None = None) -> world_switch.SwitchResult:
-        """Move the processor from ``original`` to ``target``: see :func:`.world_switch.switch`."""
+        """Move the processor from ``original`` to ``target``: see :func:`.world_switch.switch`.
+
+        Raises :exc:`UsageError` while there are guests, too.
+        """
+        if self.guests:
+            raise UsageError(f"{listed(list(self.guests))} would be lost: a switch resets the "
+                             "processor; destroy the guests first")
+        self._memory = None
         return world_switch.switch(self._port, original, target, settings)
 
     # --- Guests come and go ---
@@ -182,8 +189,6 @@ class Vmm:
         self._offered = [control for control, needs in WINDOWS.items()
                          if capabilities.allows(control) and (
                              not needs or is_on(capabilities, like, needs))]
-        self._always = [(field, read) for field in ALWAYS_READ
-                        for read in field_reads(self._bits, field)]
         ledger = Ledger(capabilities, {}, {})
         ledger.written(like)
         shared = ledger.shared()
@@ -354,10 +359,7 @@ class Vmm:
         return guest.ledger.guest_differences(found)
 
     def _read_exit(self, guest):
-        fields: dict[str, int] = {}
-        answers = self._driver.execute_many([read for _, read in self._always])
-        for (field, _), answer in zip(self._always, answers, strict=True):
-            fields[field] = fields.get(field, 0) | answer.value
+        fields = self._read_many(ALWAYS_READ)
         guest.seen = {field: fields[field] for field in SEEN}
         return Exit(fields)
 
@@ -387,6 +389,18 @@ class Vmm:
         """Whether only an NMI wakes the guest: it has halted with interrupts off."""
         flags, _, activity = (guest.seen[field] for field in SEEN)
         return activity == HALTED and not flags & IF
+
+    def check(self, guest: Guest) -> tuple[Difference, ...]:
+        """How the guest-state area differs from what the guest's last turn left there.
+
+        What a guest finds in its registers is compared at its entries; this is for the end.
+        """
+        if guest is not self._current:
+            self._driver.vmptrld(guest.region)
+            self._current = guest
+        return guest.ledger.area_differences(self._read_many(
+            field for field, row in self._capabilities.fields.items()
+            if row.area == "guest-state"))
 
     # --- What an entry brings with it ---
 
@@ -505,6 +519,15 @@ class Vmm:
 
     def _list_entry(self, guest, index):
         return guest.msr_list + 16 * list(self._lists).index(index) + 8
+
+    def _read_many(self, fields: Iterable[str]) -> dict[str, int]:
+        """VMREAD of several fields of the current VMCS."""
+        reads = [(field, read) for field in fields for read in field_reads(self._bits, field)]
+        answers = self._driver.execute_many([read for _, read in reads])
+        found: dict[str, int] = {}
+        for (field, read), answer in zip(reads, answers, strict=True):
+            found[field] = found.get(field, 0) | answer.value << 32 * (read.encoding & 1)
+        return found
 
     def _writes(self, fields):
         return [write for field, value in fields.items()

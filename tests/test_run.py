@@ -8,6 +8,7 @@ import pytest
 
 from vmxswitch import cli
 from vmxswitch.firmware.programs import PROGRAMS
+from vmxswitch.firmware.vmm import Vmm
 from vmxswitch.sim.model import Model
 from vmxswitch.spec.operations import Answer, Outcome
 
@@ -97,6 +98,18 @@ def test_a_guest_that_does_not_find_its_state_is_a_failure(run, monkeypatch):
     assert status == 1
     assert f"BROKEN: turn 1: {LINUX} left SYSENTER_CS = 0x0 and found 0x4" in out
     assert "every register" not in out
+
+
+def test_a_vmcs_that_is_wrong_in_the_end_is_a_failure(run, monkeypatch):
+    def run_and_damage(self, turns, original=Vmm.run):
+        yield from original(self, turns)
+        self._port._vmcs["GUEST_RSP"] ^= 8
+    monkeypatch.setattr(Vmm, "run", run_and_damage)
+    status, out, _ = run(f"{LINUX}:busy", "--turns", "4")
+    assert status == 1 and f"BROKEN: in the end {LINUX} had left GUEST_RSP = 0x" in out
+    status, out, _ = run(f"{LINUX}:busy", "--turns", "4", "--json")
+    (guest,) = json.loads(out)["guests"].values()
+    assert status == 1 and not guest["intact"] and len(guest["kept_differences"]) == 1
 
 
 def test_a_vmx_abort_ends_the_run(run, monkeypatch, capsys):

@@ -42,12 +42,13 @@ def run(arguments):
     environments = read_environments(sources, arguments.cpu)
     port = backends.port(arguments.backend, capabilities, waves=arguments.waves is not None)
     vmm = Vmm(port, quantum=arguments.quantum, msr_lists=not arguments.shared_msrs)
-    turns, ended = [], ""
+    turns, ended, kept = [], "", {}
     with backends.recording(port, arguments.waves):
         try:
             chosen = _create(vmm, environments, programs)
             for turn in _progress(vmm.run(arguments.turns), arguments.turns):
                 turns.append(turn)
+            kept = {name: vmm.check(guest) for name, guest in vmm.guests.items()}
         except Refused as refused:
             print("\n".join([f"{refused.guest}: refused by",
                              *refusal_lines(refused.refusals)]))
@@ -58,14 +59,14 @@ def run(arguments):
         _draw(arguments.waves / PICTURE, turns, vmm)
     if arguments.svg is not None:
         _draw(arguments.svg, turns, vmm)
-    results = _results(arguments, vmm, chosen, turns)
+    results = _results(arguments, vmm, chosen, turns, kept)
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:
-        print("\n\n".join(_report(arguments, vmm, results, turns)))
+        print("\n\n".join(_report(arguments, vmm, results, turns, kept)))
     if ended:
         print(f"vmxswitch: {ended}", file=sys.stderr)
-    return 1 if ended or not all(turn.intact for turn in turns) else 0
+    return 0 if results["intact"] and not ended else 1
 
 
 def _capabilities(name) -> Capabilities:
@@ -129,7 +130,7 @@ def _draw(path, turns, vmm):
 
 # --- Results, and the report: parts of text, in order ---
 
-def _results(arguments, vmm, programs, turns):
+def _results(arguments, vmm, programs, turns, kept):
     """The object that ``--json`` prints."""
     switches = [turn.switch_cycles for turn in turns if turn.switch_cycles]
     loads = [turn.load_cycles for turn in turns if turn.load_cycles]
@@ -139,7 +140,8 @@ def _results(arguments, vmm, programs, turns):
         guests[name] = {
             "source": guest.environment.source, "program": programs[name], "turns": len(mine),
             "cycles_in": sum(turn.cycles_in for turn in mine),
-            "intact": all(turn.intact for turn in mine),
+            "intact": all(turn.intact for turn in mine) and not kept.get(name),
+            "kept_differences": [difference._asdict() for difference in kept.get(name, ())],
             "exits": {EXIT_REASONS[reason].symbol: count for reason, count
                       in Counter(turn.reason for turn in mine).most_common()},
             "stopped": guest.stopped, "console": "".join(guest.console)}
@@ -147,7 +149,7 @@ def _results(arguments, vmm, programs, turns):
         "config": arguments.config, "backend": arguments.backend, "quantum": arguments.quantum,
         "preemption_timer": vmm.has_timer, "guests": guests,
         "turns": [turn.as_dict() for turn in turns],
-        "intact": all(turn.intact for turn in turns),
+        "intact": all(found["intact"] for found in guests.values()),
         "shared_msrs": list(vmm.shared_msrs.values()),
         "cycles": {"world_switch": _spread(switches), "vmptrld": _spread(loads)},
     }
@@ -160,7 +162,7 @@ def _spread(cycles):
     return {"least": min(cycles), "mean": sum(cycles) / len(cycles), "most": max(cycles)}
 
 
-def _report(arguments, vmm, results, turns):
+def _report(arguments, vmm, results, turns, kept):
     yield "\n".join([f"processor  {arguments.config}, {arguments.backend}",
                      f"slices     {_slices(arguments, vmm)}",
                      *(f"{'' if number else 'guests':<10} {describe(guest.environment)}; program "
@@ -179,7 +181,7 @@ def _report(arguments, vmm, results, turns):
          for name, found in results["guests"].items()], " rr")
     if len(turns) < arguments.turns:
         yield f"No guest will ever run again after turn {len(turns)}."
-    yield _verdict(results, turns)
+    yield _verdict(results, turns, kept)
 
 
 def _slices(arguments, vmm):
@@ -202,7 +204,7 @@ def _turn_rows(turns):
                str(turn.load_cycles or "-"))
 
 
-def _verdict(results, turns):
+def _verdict(results, turns, kept):
     """What the comparisons came to, and what a world switch takes."""
     lines = []
     for turn in turns:
@@ -210,9 +212,13 @@ def _verdict(results, turns):
                                    ("the VMM", turn.host_differences)):
             lines += [f"BROKEN: turn {turn.number}: {owner} left {name} = {left:#x} and found "
                       f"{found:#x}" for name, left, found in differences]
+    for guest, differences in kept.items():
+        lines += [f"BROKEN: in the end {guest} had left {name} = {left:#x} and its VMCS holds "
+                  f"{found:#x}" for name, left, found in differences]
     if not lines:
         lines.append(f"At each of {len(turns):,} VM entries the guest found every register as it "
-                     "had left it, and\nafter each VM exit so did the VMM.")
+                     "had left it, and\nafter each VM exit so did the VMM. In the end each VMCS "
+                     "held what its guest left.")
         if results["shared_msrs"]:
             lines.append("MSRs that are not switched, so not compared: "
                          f"{', '.join(results['shared_msrs'])}.")

@@ -45,6 +45,7 @@ def test_16_guests_that_change_everything_find_all_of_it(new_vmm, name, sources)
     registers = [guest.cpu.registers for guest in vmm.guests.values()]
     for register in ("RSP", "CR3", "SYSENTER_EIP", "GDTR_BASE", "DR7"):
         assert len({found[register] for found in registers}) == 16
+    assert not any(map(vmm.check, vmm.guests.values()))
 
 
 @pytest.mark.parametrize("source", shipped())
@@ -134,6 +135,18 @@ def test_what_an_exit_saves_wrongly_is_found_at_the_next_entry():
     port._vmcs["GUEST_DR7"] ^= 1
     (turn,) = vmm.run(1)
     assert [difference.register for difference in turn.differences] == ["DR7"]
+
+
+def test_what_is_wrong_in_the_end_is_found_in_the_vmcs():
+    port = Model(processor("skylake_x_64"))
+    vmm = populate(Vmm(port), (LINUX, PAE))
+    list(vmm.run(20))
+    linux, pae = vmm.guests.values()
+    assert vmm.check(linux) == vmm.check(pae) == ()
+    port._vmcs["GUEST_CR3"] ^= 0x1000
+    (difference,) = vmm.check(pae)
+    assert difference.register == "GUEST_CR3" and difference.left ^ difference.found == 0x1000
+    assert vmm.check(linux) == ()
 
 
 def test_guests_share_what_no_msr_list_switches(new_vmm):
@@ -417,6 +430,17 @@ def test_guests_are_stopped_and_destroyed_and_their_memory_is_used_again(new_vmm
     turns = list(vmm.run(20))
     assert {turn.guest for turn in turns} == {second.name, "third"}
     assert all(turn.intact for turn in turns)
+
+
+def test_a_switch_would_lose_the_guests(live):
+    _, guest, vmm = live(programs.busy, 3)
+    pair = Environment.read(LINUX), Environment.read(XEN)
+    with pytest.raises(UsageError, match="guest would be lost"):
+        vmm.switch(*pair)
+    vmm.destroy(guest)
+    assert vmm.switch(*pair).switched
+    vmm.create(Environment.read("linux-6.1-amd64-panic"), programs.busy, "again")
+    assert all(turn.intact for turn in vmm.run(5))
 
 
 def test_a_name_is_given_once(live):

@@ -423,8 +423,8 @@ class Vmm:
             end = min([self._slice_end, *(alarm.due for alarm in guest.alarms.values())])
             if end != guest.timer_end or not self._saves_timer:
                 guest.timer_end = end
-                guest.writes["VMX_PREEMPTION_TIMER_VALUE"] = (
-                    max(end - self.machine.now, 1) >> self._timer_rate)
+                ticks = end - self.machine.now >> self._timer_rate
+                guest.writes["VMX_PREEMPTION_TIMER_VALUE"] = max(ticks, 1)  # 0: nothing runs
 
     def _interruption(self, guest) -> Delivery | None:
         """The interrupt that the guest takes now, if one waits."""

@@ -191,6 +191,13 @@ def test_the_preemption_timer_ends_a_slice(new_vmm):
     assert all(abs(turn.cycles_in - 512) < rate for turn in turns)
 
 
+def test_the_shortest_slice_lets_a_guest_do_something(live):
+    turns, *_ = live(programs.kernel, 300, quantum=1)
+    assert {Reason.PREEMPTION_TIMER, Reason.EPT_VIOLATION} <= {turn.reason for turn in turns}
+    assert all(turn.cycles_in for turn in turns if turn.reason == Reason.PREEMPTION_TIMER)
+    assert all(turn.intact for turn in turns)
+
+
 def test_a_slice_goes_on_after_an_exit(new_vmm):
     def asking(cpu):
         while True:

@@ -11,7 +11,10 @@ from .ledger import Difference, Ledger
 from .program import Cpu
 from .refusal import Refusal
 
-__all__ = ["Alarm", "Guest", "Refused", "Turn"]
+__all__ = ["SEEN", "Alarm", "Guest", "Refused", "Turn"]
+
+#: Fields of guest state that decide whether it takes interrupts: :attr:`Guest.seen`.
+SEEN = ("GUEST_RFLAGS", "GUEST_INTERRUPTIBILITY_STATE", "GUEST_ACTIVITY_STATE")
 
 
 class Refused(Exception):
@@ -61,7 +64,7 @@ class Guest:
     stopped : str
         Why it will not run again; "" while it may.
     seen : mapping of str to int
-        Fields of guest state that decide whether it takes interrupts, as last read.
+        The fields of :data:`SEEN`, as last read.
     msrs : dict of int to int
         MSRs that the VMM keeps for it in software.
     console : list of str

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .exits import HARDWARE_EXCEPTION, TYPE, VALID, Exit, Reason, exception
 from .guest import Alarm, Guest
+from .msrs import TIME_STAMP_COUNTER
 
 if TYPE_CHECKING:
     from .vmm import Vmm
@@ -74,7 +75,7 @@ def _exception(vmm: "Vmm", guest: Guest, exit: Exit) -> Verdict:
         if _serious(*vectors):
             event = exception(DOUBLE_FAULT)
     elif first is not None and first.information & TYPE == 0:
-        vmm.interrupt(guest, first.information & 0xFF)
+        vmm.interrupts.post(guest, first.information & 0xFF)
     guest.injection = event
     return Verdict(Next.RESUME, "given to the guest")
 
@@ -88,8 +89,8 @@ def _serious(first: int, second: int) -> bool:
 def _external_interrupt(vmm: "Vmm", guest: Guest, exit: Exit) -> Verdict:
     """Give it to the guest that its device belongs to."""
     if not exit.interruption & VALID:
-        return Verdict(Next.RESUME, vmm.route(vmm.machine.acknowledge()))
-    return Verdict(Next.RESUME, vmm.route(exit.interruption & 0xFF))
+        return Verdict(Next.RESUME, vmm.interrupts.route(vmm.machine.acknowledge()))
+    return Verdict(Next.RESUME, vmm.interrupts.route(exit.interruption & 0xFF))
 
 
 def _window(vmm: "Vmm", guest: Guest, exit: Exit) -> Verdict:
@@ -188,17 +189,17 @@ def _io(vmm: "Vmm", guest: Guest, exit: Exit) -> Verdict:
         return _done(vmm, guest, exit, "reads 0")
     if access.port == TIMER_PORT:
         period = (general["RAX"] & 0xFFFF) * PERIOD_UNIT_CYC
-        vmm.set_alarm(guest, Alarm(TIMER_VECTOR, vmm.machine.now + period, period))
+        vmm.interrupts.set_alarm(guest, Alarm(TIMER_VECTOR, vmm.machine.now + period, period))
         return _done(vmm, guest, exit, f"timer each {period} cycles")
     if access.port == DISK_PORT:
-        vmm.start_device(guest, DISK_VECTOR, DISK_CYC)
+        vmm.interrupts.start_device(guest, DISK_VECTOR, DISK_CYC)
         return _done(vmm, guest, exit, "disk started")
     return _done(vmm, guest, exit, "ignored")
 
 
 def _rdmsr(vmm: "Vmm", guest: Guest, exit: Exit) -> Verdict:
     index = guest.cpu.general["RCX"] & MASK32
-    value = vmm.read_msr(guest, index)
+    value = vmm.guest_tsc(guest) if index == TIME_STAMP_COUNTER else vmm.msrs.read(guest, index)
     if value is None:
         value = guest.msrs.get(index, EMULATED_MSRS.get(index))
     if value is None:
@@ -211,7 +212,7 @@ def _rdmsr(vmm: "Vmm", guest: Guest, exit: Exit) -> Verdict:
 def _wrmsr(vmm: "Vmm", guest: Guest, exit: Exit) -> Verdict:
     general = guest.cpu.general
     index, value = general["RCX"] & MASK32, general["RDX"] << 32 | general["RAX"] & MASK32
-    if not vmm.write_msr(guest, index, value):
+    if not vmm.msrs.write(guest, index, value):
         if index not in EMULATED_MSRS:
             guest.injection = exception(GENERAL_PROTECTION)
             return Verdict(Next.RESUME, f"MSR {index:#x}: #GP")

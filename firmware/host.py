@@ -17,12 +17,15 @@ from .environment import Environment
 from .plan import PAGE_BYTES, PE_PG, fixed_bits, switch_on, vmcs_fields
 from .port import Port
 
-__all__ = ["HOST_MSRS", "Memory", "VmcsWriter", "host_environment", "host_registers", "is_on"]
+__all__ = [
+    "HOST_MSRS", "LIST_ENTRY_BYTES", "Memory", "VmcsWriter", "host_environment", "host_registers",
+    "is_on",
+]
 
 BASE = 0xE000_0000
 FEATURE_CONTROL = 5                # locked, VMX outside SMX
 WRITE_BACK = 6
-ENTRY_BYTES = 16                   # of an MSR list
+LIST_ENTRY_BYTES = 16              # of an MSR list
 FREE_PORT = 0x80                   # the guests may write to it: POST codes, and delays
 
 #: What the VMM holds in MSRs that VM entries and exits leave alone.
@@ -116,8 +119,8 @@ class Memory:
     def write_list(self, page: int, entries: Mapping[int, int]) -> None:
         """Write an MSR list: values by index."""
         for number, (index, value) in enumerate(entries.items()):
-            self._port.write_memory(page + ENTRY_BYTES * number, 8, index)
-            self._port.write_memory(page + ENTRY_BYTES * number + 8, 8, value)
+            self._port.write_memory(page + LIST_ENTRY_BYTES * number, 8, index)
+            self._port.write_memory(page + LIST_ENTRY_BYTES * number + 8, 8, value)
 
     def write_bitmaps(self, free_msrs: Iterable[int]) -> None:
         """Let every I/O instruction but those to the POST port exit, and all MSRs but some."""

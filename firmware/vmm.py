@@ -23,12 +23,14 @@ from . import world_switch
 from .core import Core
 from .driver import Driver, VmxError, field_reads, field_writes, operand_bits
 from .environment import Environment, listed
-from .exits import ALWAYS_READ, VALID, Exit, Reason
-from .guest import Alarm, Guest, Refused, Turn
+from .exits import ALWAYS_READ, Exit, Reason
+from .guest import SEEN, Alarm, Guest, Refused, Turn
 from .handlers import HANDLERS, Handler, Next, Verdict
 from .host import Memory, VmcsWriter, host_environment, host_registers, is_on
+from .interrupts import Interrupts
 from .ledger import Difference, Ledger
 from .machine import Machine
+from .msrs import Msrs
 from .plan import misfits
 from .port import Port
 from .prediction import Situation
@@ -37,19 +39,13 @@ from .refusal import explain, explain_checks
 
 __all__ = ["Vmm"]
 
-IF = 1 << 9
-STI, MOV_SS, NMI_BLOCKING = 1, 2, 8    # interruptibility
-HALTED = 1                             # activity state
-NMI_VECTOR = 2
-INJECTED_NMI = VALID | 2 << 8 | NMI_VECTOR
-DEVICE_VECTORS = 0x40                  # first vector of the real interrupt controller
-TIME_STAMP_COUNTER = 0x10
+STI_MOV_SS = 0b11  # interruptibility
+HALTED = 1         # activity state
 #: Exceptions that exit, to be shown in the timeline and reflected: #DB, #PF, #AC.
 WATCHED = 1 << 1 | 1 << 14 | 1 << 17
 #: Controls that wait for a window, and what each needs.
 WINDOWS = {"PROC1_INTR_WINDOW_EXITING": "", "PROC1_NMI_WINDOW_EXITING": "PIN_VIRTUAL_NMIS"}
 PRIMARY = CONTROL_WORDS["proc1"].field
-SEEN = ("GUEST_RFLAGS", "GUEST_INTERRUPTIBILITY_STATE", "GUEST_ACTIVITY_STATE")
 
 
 class Vmm:
@@ -73,11 +69,13 @@ class Vmm:
         Time and interrupts.
     guests : dict of str to Guest
         By name.
+    interrupts : Interrupts
+        Gives guests interrupts, now or later.
     has_timer : bool
         Time slices are kept: the processor has a VMX-preemption timer. Known once there was a
-        guest, as is ``shared_msrs``.
-    shared_msrs : dict of int to str
-        Registers that neither VM entries nor MSR lists switch, or not wholly, by MSR index.
+        guest, as is ``msrs``.
+    msrs : Msrs
+        Which MSRs are switched, and how.
     """
     def __init__(self, port: Port, *, quantum: int = 3_000, msr_lists: bool = True,
                  handlers: Mapping[Reason, Handler] = HANDLERS):
@@ -91,11 +89,11 @@ class Vmm:
         self.guests: dict[str, Guest] = {}
         self._numbers = count(1)
         self._turns = count(1)
-        self._routes: dict[int, tuple[Guest, int]] = {}  # real vector: guest, virtual vector
-        self._memory: Memory | None = None               # None: not started
-        self._running: Guest | None = None               # whose time slice it is
+        self.interrupts = Interrupts(self.machine, self.guests)
+        self._memory: Memory | None = None  # None: not started
+        self._running: Guest | None = None  # whose time slice it is
         self._slice_end = 0
-        self._current: Guest | None = None               # whose VMCS is current
+        self._current: Guest | None = None  # whose VMCS is current
 
     def switch(self, original: Environment, target: Environment,
                settings: Mapping[str, int] | None = None) -> world_switch.SwitchResult:
@@ -134,7 +132,7 @@ class Vmm:
             raise
         guest.cpu.start(program)
         for vector, period in guest.cpu.timers.items():
-            self.set_alarm(guest, Alarm(vector, self.machine.now + period, period))
+            self.interrupts.set_alarm(guest, Alarm(vector, self.machine.now + period, period))
         self.guests[name] = guest
         return guest
 
@@ -143,25 +141,19 @@ class Vmm:
         capabilities, memory, number = self._capabilities, self._memory, next(self._numbers)
         fields = self._writer.fields(environment, number, self.machine.now, ept_root)
         fields["EXCEPTION_BITMAP"] = WATCHED
-        if self._lists:
-            fields |= {
-                "VM_EXIT_MSR_STORE_ADDR": msr_list, "VM_ENTRY_MSR_LOAD_ADDR": msr_list,
-                "VM_EXIT_MSR_LOAD_ADDR": memory.host_list,
-                **dict.fromkeys(("VM_EXIT_MSR_STORE_COUNT", "VM_ENTRY_MSR_LOAD_COUNT",
-                                 "VM_EXIT_MSR_LOAD_COUNT"), len(self._lists))}
+        fields |= self.msrs.fields(msr_list, memory.host_list)
         self._ask_tables(name, environment, fields, region)
         registers = {register: environment.registers.get(register, 0)
                      for register in capabilities.registers}
-        ledger = Ledger(capabilities, self._values(registers), self._values(self._host))
+        ledger = Ledger(capabilities, *map(self.msrs.listed, (registers, self._host)))
         ledger.written(fields)
         memory.write_region(region)
-        memory.write_list(msr_list, {index: registers[register]
-                                     for index, register in self._lists.items()})
+        self.msrs.write_list(memory, msr_list, registers)
         self._driver.vmclear(region)
         self._driver.execute_many([Instruction("VMPTRLD", pointer=region), *self._writes(fields)])
         nested = set() if is_on(capabilities, fields, "PROC2_ENABLE_EPT") else None
         guest = self._current = Guest(
-            name, number, environment, Cpu(number, registers, self._msrs, nested),
+            name, number, environment, Cpu(number, registers, self.msrs.names, nested),
             region, msr_list, ept_root, fields[PRIMARY], ledger,
             {field: fields[field] for field in SEEN})
         guest.blocked = environment.registers["ACTIVITY"] == HALTED
@@ -184,31 +176,16 @@ class Vmm:
         self.machine.masked = not is_on(capabilities, like, "PIN_EXT_INTR_EXITING")
         self.has_timer = is_on(capabilities, like, "PIN_ACTIVATE_PREEMPTION_TIMER")
         self._saves_timer = is_on(capabilities, like, "EXIT_SAVE_PREEMPTION_TIMER")
-        self._uses_bitmaps = is_on(capabilities, like, "PROC1_USE_MSR_BITMAPS")
         self._timer_rate = capabilities.msr("IA32_VMX_MISC") & 0x1F
         self._offered = [control for control, needs in WINDOWS.items()
                          if capabilities.allows(control) and (
                              not needs or is_on(capabilities, like, needs))]
-        ledger = Ledger(capabilities, {}, {})
-        ledger.written(like)
-        shared = ledger.shared()
-        self._msrs = {row.msr: name for name, row in capabilities.registers.items()
-                      if row.msr is not None}
-        self._lists = {
-            index: name for index, name in self._msrs.items()
-            if name in shared and index in capabilities.wrmsr_rules
-            and index != TIME_STAMP_COUNTER} if self._uses_lists else {}
-        self.shared_msrs = {index: name for index, name in self._msrs.items()
-                            if name in shared and index not in self._lists}
+        self.msrs = Msrs(port, like, self._uses_lists, self.read)
         memory.write_region(memory.vmxon)
-        memory.write_list(memory.host_list, {
-            index: self._host[name] for index, name in self._lists.items()})
-        if self._uses_bitmaps:
-            memory.write_bitmaps(index for index in self._msrs if index not in self.shared_msrs)
+        self.msrs.write_list(memory, memory.host_list, self._host)
+        if is_on(capabilities, like, "PROC1_USE_MSR_BITMAPS"):
+            memory.write_bitmaps(self.msrs.names.keys() - self.msrs.shared.keys())
         self._driver.vmxon(memory.vmxon)
-
-    def _values(self, registers):
-        return {name: registers[name] for name in self._lists.values()}
 
     def _ask_tables(self, name, environment, fields, region):
         """Refuse what the processor would refuse."""
@@ -234,8 +211,7 @@ class Vmm:
         self._memory.free(guest.region, guest.msr_list, guest.ept_root)
         self.stop(guest, "destroyed")
         del self.guests[guest.name]
-        self._routes = {vector: route for vector, route in self._routes.items()
-                        if route[0] is not guest}
+        self.interrupts.forget(guest)
         if self._current is guest:
             self._current = None
         if self._running is guest:
@@ -265,16 +241,15 @@ class Vmm:
 
     def _next(self) -> Guest | None:
         """Whose turn it is; time passes if all are idle."""
+        self.interrupts.ring()
         while True:
-            self._ring()
             guest = self._running
-            if guest is not None and guest.runnable and not (
-                    self._slice_end <= self.machine.now):
+            if guest is not None and guest.runnable and self.machine.now < self._slice_end:
                 return guest
             if (guest := self._after(guest)) is not None:
                 self._running, self._slice_end = guest, self.machine.now + self._quantum
                 return guest
-            if not self._sleep():
+            if not self.interrupts.sleep():
                 return None
 
     def _after(self, guest):
@@ -282,38 +257,6 @@ class Vmm:
         guests = list(self.guests.values())
         start = guests.index(guest) + 1 if guest in guests else 0
         return next((other for other in guests[start:] + guests[:start] if other.runnable), None)
-
-    def _sleep(self) -> bool:
-        """Let time pass to the next thing that may wake a guest; False if there is none."""
-        machine = self.machine
-        times = [alarm.due for guest in self.guests.values() for alarm in guest.alarms.values()
-                 if alarm.vector == NMI_VECTOR or not self._halted_for_good(guest)]
-        if machine.next_interrupt is not None:
-            times.append(machine.next_interrupt)
-        if not times:
-            return False
-        machine.now = max(machine.now, min(times))
-        while machine.pending is not None:
-            self.route(machine.acknowledge())
-        return True
-
-    def _ring(self):
-        """Turn alarms that are due into virtual interrupts."""
-        machine = self.machine
-        while machine.masked and machine.pending is not None:
-            self.route(machine.acknowledge())
-        for guest in self.guests.values():
-            for alarm in list(guest.alarms.values()):
-                if alarm.due <= machine.now:
-                    if alarm.vector == NMI_VECTOR:
-                        self.nmi(guest)
-                    else:
-                        self.interrupt(guest, alarm.vector)
-                    if alarm.period:
-                        missed = (machine.now - alarm.due) // alarm.period
-                        alarm.due += (missed + 1) * alarm.period
-                    else:
-                        del guest.alarms[alarm.vector]
 
     def _turn(self, guest: Guest) -> Turn:
         machine, start = self.machine, self.machine.now
@@ -369,26 +312,19 @@ class Vmm:
             verdict = self._handlers[exit.reason](self, guest, exit)
         else:
             verdict = Verdict(Next.STOP, "stopped: no handler for it")
-        self._ring()
+        self.interrupts.ring()
         match verdict.next:
             case Next.STOP:
                 self.stop(guest, f"{exit.words}: {verdict.done}")
             case Next.YIELD:
                 self._slice_end = self.machine.now
             case Next.BLOCK:
-                guest.blocked = not guest.pending and not guest.nmi
+                guest.blocked = not self.interrupts.wakes(guest)
             case Next.RESUME if guest.seen["GUEST_ACTIVITY_STATE"] == HALTED:
-                awake = guest.pending and not self._halted_for_good(guest)
-                guest.blocked = not (awake or guest.nmi or guest.injection)
+                guest.blocked = not self.interrupts.wakes(guest) and guest.injection is None
         if guest.blocked:  # whoever wakes begins a new slice
             self._slice_end = self.machine.now
         return verdict
-
-    @staticmethod
-    def _halted_for_good(guest):
-        """Whether only an NMI wakes the guest: it has halted with interrupts off."""
-        flags, _, activity = (guest.seen[field] for field in SEEN)
-        return activity == HALTED and not flags & IF
 
     def check(self, guest: Guest) -> tuple[Difference, ...]:
         """How the guest-state area differs from what the guest's last turn left there.
@@ -407,7 +343,7 @@ class Vmm:
     def _prepare(self, guest):
         """Choose the event to inject, the windows to wait for and the timer's value."""
         if guest.injection is None:
-            guest.injection = self._interruption(guest)
+            guest.injection = self.interrupts.taken(guest)
         if (event := guest.injection) is not None:
             guest.writes |= {
                 "VM_ENTRY_INTR_INFO": event.information,
@@ -426,59 +362,19 @@ class Vmm:
                 ticks = end - self.machine.now >> self._timer_rate
                 guest.writes["VMX_PREEMPTION_TIMER_VALUE"] = max(ticks, 1)  # 0: nothing runs
 
-    def _interruption(self, guest) -> Delivery | None:
-        """The interrupt that the guest takes now, if one waits."""
-        flags, blocking = (guest.writes.get(field, guest.seen[field]) for field in SEEN[:2])
-        if guest.nmi and not blocking & (NMI_BLOCKING | MOV_SS | STI):
-            guest.nmi = False
-            return Delivery(INJECTED_NMI)
-        if guest.pending and flags & IF and not blocking & (STI | MOV_SS):
-            return Delivery(VALID | guest.pending.popleft())
-        return None
-
     # --- For handlers, and for whoever owns the VMM ---
-
-    def interrupt(self, guest: Guest, vector: int) -> None:
-        """Make a virtual interrupt pending; it wakes the guest."""
-        if vector not in guest.pending:
-            guest.pending.append(vector)
-        if not self._halted_for_good(guest):
-            guest.blocked = False
-
-    def nmi(self, guest: Guest) -> None:
-        """Make a virtual NMI pending; it wakes the guest."""
-        guest.nmi, guest.blocked = True, False
 
     def inject(self, guest: Guest, event: Delivery) -> None:
         """Let the next entry deliver an event, whatever the guest is doing."""
         guest.injection, guest.blocked = event, False
-
-    def set_alarm(self, guest: Guest, alarm: Alarm) -> None:
-        """Start or change a timer of the guest."""
-        guest.alarms[alarm.vector] = alarm
-
-    def start_device(self, guest: Guest, vector: int, delay: int) -> None:
-        """Let a device of the guest interrupt; the real interrupt may come in anybody's turn."""
-        real = next((real for real, route in self._routes.items() if route == (guest, vector)),
-                    DEVICE_VECTORS + len(self._routes))
-        self._routes[real] = guest, vector
-        self.machine.schedule(delay, real)
-
-    def route(self, real: int) -> str:
-        """Hand a device's interrupt to the guest that it belongs to; says so in words."""
-        if real not in self._routes:
-            return f"vector {real:#x} is nobody's"
-        guest, vector = self._routes[real]
-        self.interrupt(guest, vector)
-        return f"to {guest.name}"
 
     def skip(self, guest: Guest, exit: Exit) -> None:
         """Let the guest go on behind the instruction that exited."""
         mask = (1 << self._capabilities.natural_bits) - 1
         guest.writes["GUEST_RIP"] = exit.fields["GUEST_RIP"] + exit.length & mask
         blocking = exit.fields["GUEST_INTERRUPTIBILITY_STATE"]
-        if blocking & (STI | MOV_SS):
-            guest.writes["GUEST_INTERRUPTIBILITY_STATE"] = blocking & ~(STI | MOV_SS)
+        if blocking & STI_MOV_SS:
+            guest.writes["GUEST_INTERRUPTIBILITY_STATE"] = blocking & ~STI_MOV_SS
 
     def read(self, guest: Guest, field: str) -> int:
         """A field of the guest that has just exited, as the next entry will find it."""
@@ -489,36 +385,6 @@ class Vmm:
     def guest_tsc(self, guest: Guest) -> int:
         """The time-stamp counter as the guest sees it."""
         return self.machine.now + guest.ledger.values["TSC_OFFSET"] & (1 << 64) - 1
-
-    def read_msr(self, guest: Guest, index: int) -> int | None:
-        """What an MSR holds for the guest; None if it is none of the processor's registers."""
-        if index == TIME_STAMP_COUNTER:
-            return self.guest_tsc(guest)
-        name = self._msrs.get(index)
-        if name is None:
-            return None
-        if index in self._lists:
-            return self._port.read_memory(self._list_entry(guest, index), 8)
-        if index in self.shared_msrs:
-            return self._port.read_registers()[name]
-        return self.read(guest, self._capabilities.registers[name].field)
-
-    def write_msr(self, guest: Guest, index: int, value: int) -> bool:
-        """Write an MSR for the guest; False if it is none of the processor's registers."""
-        name = self._msrs.get(index)
-        if name is None or index == TIME_STAMP_COUNTER:
-            return False
-        if index in self._lists:
-            guest.ledger.listed(name, value)
-            self._port.write_memory(self._list_entry(guest, index), 8, value)
-        elif index in self.shared_msrs:
-            self._port.write_registers({name: value})
-        else:
-            guest.writes[self._capabilities.registers[name].field] = value
-        return True
-
-    def _list_entry(self, guest, index):
-        return guest.msr_list + 16 * list(self._lists).index(index) + 8
 
     def _read_many(self, fields: Iterable[str]) -> dict[str, int]:
         """VMREAD of several fields of the current VMCS."""

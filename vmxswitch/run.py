@@ -150,7 +150,7 @@ def _results(arguments, vmm, programs, turns, kept):
         "preemption_timer": vmm.has_timer, "guests": guests,
         "turns": [turn.as_dict() for turn in turns],
         "intact": all(found["intact"] for found in guests.values()),
-        "shared_msrs": list(vmm.shared_msrs.values()),
+        "shared_msrs": list(vmm.msrs.shared.values()),
         "cycles": {"world_switch": _spread(switches), "vmptrld": _spread(loads)},
     }
 

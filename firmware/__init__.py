@@ -1,1 +1,1 @@
-"""VMM model, instruction-level driver, processor environments and the readers of register dumps."""
+"""VMM and its guests, instruction-level driver, environments and the readers of register dumps."""

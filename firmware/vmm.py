@@ -170,11 +170,10 @@ class Vmm:
         self._bits = operand_bits(capabilities, self._host)
         self._writer = VmcsWriter(capabilities, host, memory)
         like = self._writer.fields(host, 1, 0, memory.vmxon)  # what all guests have in common
-        self._core = Core(
-            port, self.machine, counts=is_on(capabilities, like, "PIN_ACTIVATE_PREEMPTION_TIMER"),
-            acknowledges=is_on(capabilities, like, "EXIT_ACK_INTR_ON_EXIT"))
-        self.machine.masked = not is_on(capabilities, like, "PIN_EXT_INTR_EXITING")
         self.has_timer = is_on(capabilities, like, "PIN_ACTIVATE_PREEMPTION_TIMER")
+        self._core = Core(port, self.machine, counts=self.has_timer,
+                          acknowledges=is_on(capabilities, like, "EXIT_ACK_INTR_ON_EXIT"))
+        self.machine.masked = not is_on(capabilities, like, "PIN_EXT_INTR_EXITING")
         self._saves_timer = is_on(capabilities, like, "EXIT_SAVE_PREEMPTION_TIMER")
         self._timer_rate = capabilities.msr("IA32_VMX_MISC") & 0x1F
         self._offered = [control for control, needs in WINDOWS.items()
@@ -297,8 +296,7 @@ class Vmm:
 
     def _found(self, guest):
         """Compare what is live with what the guest left, and let it go on from there."""
-        found = self._port.read_registers()
-        guest.cpu.registers = found
+        guest.cpu.registers = found = self._port.read_registers()
         return guest.ledger.guest_differences(found)
 
     def _read_exit(self, guest):

@@ -1,4 +1,4 @@
-"""Software for the unit: VMM, driver, environments, readers of dumps, audits of VM entries."""
+"""Software for the unit: VMM and its guests, driver, environments, readers and audits of dumps."""
 
 from .auditing import Audit, audit
 

@@ -152,6 +152,41 @@ def add_explain(name, verbs):
                            "name, `error N` or its name, name of a control bit")
 
 
+def add_run(name, verbs):
+    verb = verbs.add_parser(
+        name, help="run several guests in turn on one processor",
+        description="Runs guests in turn under the VMM and shows each turn: why the guest left,\n"
+                    "how long it ran, what the switch took. At every VM entry each register is\n"
+                    "compared with what the guest left in it. Without guests: shipped systems.",
+        epilog="""examples:
+  vmxswitch run
+  vmxswitch run linux-6.1-amd64-idle reset-vector:boot xen-4.17-panic:crash --turns 100
+  vmxswitch run linux-6.1-amd64-idle:busy linux-6.1-686-pae-idle:busy --turns 10000 --json""")
+    verb.add_argument("guests", metavar="GUEST", nargs="*",
+                      help="environment, in any form that `switch` takes, and after a colon the "
+                           "program that it lives by: kernel, firmware, hypervisor, boot, "
+                           "process, busy or crash (default: what suits it)")
+    verb.add_argument("--turns", metavar="N", type=positive, default=40,
+                      help="VM entries, each with its VM exit (default: %(default)s)")
+    verb.add_argument("--quantum", metavar="CYCLES", type=positive, default=3_000,
+                      help="time slice of a guest (default: %(default)s)")
+    verb.add_argument("--backend", choices=BACKENDS, default="model",
+                      help=f"{BACKENDS_IN_WORDS} (default: %(default)s)")
+    verb.add_argument("--config", metavar="NAME", default="full",
+                      help="processor: full, compact, or the file of a profile "
+                           "(default: %(default)s)")
+    verb.add_argument("--cpu", metavar="N", type=natural,
+                      help="processor to take where a dump holds several (default: the only one)")
+    verb.add_argument("--shared-msrs", action="store_true",
+                      help="use no MSR lists: faster, but guests share IA32_LSTAR and the like "
+                           "(default: each has its own)")
+    verb.add_argument("--svg", metavar="FILE", type=Path,
+                      help="draw the timeline (default: none)")
+    verb.add_argument("--waves", metavar="DIR", type=Path,
+                      help="write waves, and the timeline, to DIR (default: none)")
+    verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
 def add_replay(name, verbs):
     verb = verbs.add_parser(
         name, help="compare with cases recorded on another implementation",
@@ -239,8 +274,8 @@ def add_test(name, verbs):
 
 #: Every verb and the function that adds its arguments.
 VERBS = {
-    "switch": add_switch, "audit": add_audit, "explain": add_explain, "replay": add_replay,
-    "fuzz": add_fuzz, "bench": add_bench, "test": add_test,
+    "switch": add_switch, "run": add_run, "audit": add_audit, "explain": add_explain,
+    "replay": add_replay, "fuzz": add_fuzz, "bench": add_bench, "test": add_test,
 }
 
 

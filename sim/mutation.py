@@ -10,22 +10,27 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
+from vmxswitch.spec.expression import symbols
+from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS
+
 from .cases import Case, disagreements, read_profile
 from .fuzz.campaign import Worker
+from .fuzz.coverage import event_reasons
 from .mutants import Mutant, MutantUnit, equivalent, mutants
 from .neighbours import neighbours
 from .observation import observe
 from .row_cases import Subject, run_pair
 from .runner import Runner
+from .sweeps import attempts, moves, starts
 from .verilator import Kind, VerilatorPort
 from .verilator_build import library
 
 __all__ = ["EXPLAINED", "WITNESSES", "Defect", "MutantPort", "Verdict", "hunt"]
 
 #: What may notice a mutant, in the order in which they are asked.
-WITNESSES = ("pair", "variants", "neighbours", "recorded", "fuzz")
+WITNESSES = ("pair", "variants", "neighbours", "recorded", "fuzz", "sweep")
 SEED = 1                   # of the fuzzer
-ROUNDS = (10, 90, 200)     # programs of the first rounds of the fuzzer; then all the rest
+ROUNDS = (10, 90)          # programs of the first rounds of the fuzzer; then all the rest
 #: What a wrong unit may end an operation in: no answer, or one that means nothing.
 NONSENSE = (RuntimeError, ValueError, LookupError)
 
@@ -121,9 +126,9 @@ class Task:
     subject : Subject
         The processor.
     witness : str
-        "rows" for pair, variants and neighbours; "recorded", "fuzz"; "proof".
+        "rows" for pair, variants and neighbours; "recorded", "fuzz", "sweep"; "proof".
     numbers : tuple of int
-        The mutants; for "rows" of one row.
+        The mutants; for "rows" and "sweep" of one row.
     cases : sequence of Case
     programs : range
         Numbers of the fuzzer's programs.
@@ -235,13 +240,69 @@ def _by_programs(task, port, worker):
     return found
 
 
+def _by_sweep(task, port, worker):
+    capabilities = task.subject.capabilities
+    mutant = _by_number(capabilities)[task.numbers[0]]
+    alive, found = [*task.numbers], []
+    for detail, script in _sweeps(mutant, task.subject, worker):
+        if not alive:
+            break
+        port.choose(0)
+        if worker.sides.run_script(script).difference is not None:
+            raise Defect(f"the unit and the model differ in the sweep of {mutant.row}, {detail}")
+        recording = port.recording()
+        noticed = [number for number in alive if recording.differs(number)]
+        alive = [number for number in alive if number not in noticed]
+        found += [(number, "sweep", detail) for number in noticed]
+    return found
+
+
+def _sweeps(mutant, subject, worker):
+    """The programs for a row: where it is looked at, and the program."""
+    capabilities, model = subject.capabilities, worker.sides.model
+
+    def around(expressions, depth, reasons=()):
+        expressions = [capabilities.bind(node) for node in expressions]
+        read = frozenset().union(*map(symbols, expressions))
+        first = starts(subject, worker.pairs, read)
+        return moves(subject, first, expressions, model, depth, reasons)
+
+    def attempted(name):
+        return attempts(subject, name, [
+            capabilities.bind(row.condition) for row in INSTRUCTIONS[name]], model)
+
+    match mutant.kind:
+        case "register":
+            row = capabilities.registers[mutant.row]
+            events = event_reasons()[:2]
+            for depth in (1, 2):
+                yield f"depth {depth}", around((row.entry, row.save, row.exit), depth, events)
+        case "information":
+            row = EXIT_INFORMATION[mutant.row]
+            yield "depth 1", around((row.when, row.value), 1, event_reasons()[:2])
+        case "event":
+            reason = int(mutant.row)
+            yield "depth 1", around((EXIT_REASONS[reason].condition,), 1, (reason,))
+        case "instruction" | "outcome":
+            name = mutant.row.partition(".")[0]
+            yield name, attempted(name)
+        case "control":
+            row = capabilities.registers["PENDING_DBG"]  # what is saved of it depends on the exit
+            yield "PENDING_DBG", around((row.save,), 1, event_reasons()[:2])
+            for name in INSTRUCTIONS:
+                yield name, attempted(name)
+
+
 def _by_proof(task, port, worker):
     by_number = _by_number(task.subject.capabilities)
     return [(number, "proof", "does what the unit does, in every state") for number in task.numbers
             if equivalent(task.subject.capabilities, by_number[number])]
 
 
-_RUN = {"rows": _by_rows, "recorded": _by_cases, "fuzz": _by_programs, "proof": _by_proof}
+_RUN = {
+    "rows": _by_rows, "recorded": _by_cases, "fuzz": _by_programs, "sweep": _by_sweep,
+    "proof": _by_proof,
+}
 
 
 def _by_number(capabilities):
@@ -292,11 +353,14 @@ def hunt(
         numbers = [*alive]
         return [numbers[job::jobs] for job in range(jobs)]
 
-    rows = {}
-    for mutant in alive.values():
-        if mutant.kind == "check":
-            rows.setdefault(mutant.row, []).append(mutant.number)
-    ask("rows", rows.values())
+    def rows(chosen):
+        """The mutants of each row, or of each part of the control logic."""
+        shares = {}
+        for mutant in filter(chosen, alive.values()):
+            shares.setdefault((mutant.kind, mutant.row), []).append(mutant.number)
+        return [*shares.values()]
+
+    ask("rows", rows(lambda mutant: mutant.kind == "check"))
     if cases:
         ask("recorded", shares(), cases=cases)
     first = 0
@@ -305,6 +369,7 @@ def hunt(
         ask("fuzz", shares(), programs=range(first, last))
         first = last
         if count == ROUNDS[-1]:
+            ask("sweep", rows(lambda mutant: mutant.kind != "check"))
             ask("proof", shares())
     for number, mutant in alive.items():
         reason = EXPLAINED.get(mutant.id, "")

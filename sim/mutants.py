@@ -33,6 +33,7 @@ PROOF_CASES = 4000  # that a proof may take
 KINDS = ("check", "register", "information", "event", "instruction", "outcome", "control")
 ZERO, ONE = ir.Const(1, 0), ir.Const(1, 1)
 FAILURE_STAGES = ("control", "host")  # passed by a VM entry that ends in an entry failure, too
+GUEST_WRITES = {"EPT_POINTER", "EPTP_INDEX"}  # fields that VMFUNC changes after the checks
 
 
 @dataclass(frozen=True)
@@ -204,11 +205,12 @@ def _register_sites(capabilities):
         yield _Site("register", name, "entry", row.entry, entry, (
             old, ("host", "an entry loads what an exit would load", leave)), passed=STAGES)
         yield _Site("register", name, "exit", row.exit, leave, (
-            old, ("guest", "an exit loads what an entry would load", entry)))
+            old, ("guest", "an exit loads what an entry would load", entry)), passed=FAILURE_STAGES)
         if row.field in capabilities.fields:
             bits = capabilities.bits(capabilities.fields[row.field])
             yield _Site("register", name, "save", row.save, bound(row.save, bits), (
-                ("keeps", f"an exit does not change {row.field}", ir.Symbol(bits, row.field)),))
+                ("keeps", f"an exit does not change {row.field}", ir.Symbol(bits, row.field)),),
+                passed=STAGES)
 
 
 def _information_sites(capabilities):
@@ -599,7 +601,8 @@ def _facts(capabilities, site, names) -> Iterator[ir.Expression]:
         yield ir.Member(1, ir.Symbol(16, "EXIT_REASON"), tuple(sorted(reasons)))
     for row in capabilities.checks.values():
         reads = ir.symbols(row.fails)
-        if row.stage in site.passed and reads <= capabilities.fields.keys() and reads & names:
+        constant = capabilities.fields.keys() - GUEST_WRITES
+        if row.stage in site.passed and reads <= constant and reads & names:
             yield ir.Invert(1, row.fails)
 
 

@@ -1,4 +1,4 @@
-"""Programs that go through the values that a row of a table reads, one at a time or two.
+"""Programs that go through the values that a row of a table reads, one at a time.
 
 :func:`moves` is about rows of registers.csv, exit_information.csv and exit_reasons.csv: VM entry
 and exit with every bit of what the row reads inverted in turn, and with the values that its
@@ -6,7 +6,7 @@ expressions compare with. :func:`attempts` is about the rows of an instruction: 
 operands and with the registers that it looks at, in every mode.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.expression import Expression, symbols
@@ -17,14 +17,14 @@ from vmxswitch.spec.tables import EXIT_INFORMATION, FIELDS, SYMBOL_WIDTHS
 from .fuzz.differential import Script
 from .fuzz.program import Region, is_64_bit, revision, vmwrites
 from .model import Model
-from .neighbours import flips, near, suggested
+from .neighbours import flips, near
 from .observation import MemoryWrite, RegisterWrites
 from .row_cases import VMCS_POINTER, VMXON_POINTER, RowCase, RowPair, Subject
 
 __all__ = ["attempts", "moves", "starts"]
 
 MOST_STARTS = 24
-NARROW, NARROW_OF_TWO = 8, 3  #: bits of a field that gets all its values, alone and beside another
+NARROW = 4  #: bits of a field that gets all its values
 #: Guest state that an exit always saves, and that may keep the next entry from succeeding.
 ALWAYS_SAVED = (
     "GUEST_INTERRUPTIBILITY_STATE", "GUEST_ACTIVITY_STATE", "GUEST_PENDING_DBG_EXCEPTIONS")
@@ -58,18 +58,36 @@ def _of(fields, read):
 
 
 def moves(
-    subject: Subject, starts: Iterable[RowCase | None], expressions: Sequence[Expression],
-    model: Model, depth: int = 1, reasons: Sequence[int] = (),
+    subject: Subject, start: RowCase | None, expressions: Sequence[Expression], model: Model,
+    reasons: Sequence[int] = (),
 ) -> Script:
-    """VM entries and exits around some VMCSs. Depth 1 or 2: how much changes at a time.
+    """VM entries and exits around a VMCS of :func:`starts`.
 
     ``reasons`` are those of the events that try to leave the guest, beside VMCALL.
     """
+    place = _Start(subject, start)
     read = sorted(set().union(*map(symbols, expressions)))
+    left = [name for name in place.fields
+            if name in EXIT_INFORMATION or name in ALWAYS_SAVED or name in read]
+    odd = tuple((symbol.removeprefix("LIVE_"), _present(place, symbol) ^ 1) for symbol in read
+                if symbol.startswith("LIVE_"))  # what the guest leaves in the registers
     yield MemoryWrite(VMXON_POINTER, 4, revision(subject.capabilities))
     yield Instruction("VMXON", pointer=VMXON_POINTER)
-    for start in starts:
-        yield from _around(_Start(subject, start), expressions, read, model, depth, reasons)
+    yield from place.load(model)
+    yield from _round_trip(place, left, model, reasons)
+    for symbol in read:
+        if (now := _present(place, symbol)) is None:
+            continue
+        bits = _bits(subject.capabilities, symbol)
+        for value in near(expressions, symbol, now, bits, NARROW):
+            if symbol in place.fields:
+                for guest in dict.fromkeys(((), odd)):
+                    yield from place.write(symbol, value)
+                    yield from _round_trip(place, left, model, reasons, guest=guest)
+            else:
+                register = symbol.removeprefix("LIVE_"), value
+                yield from _round_trip(place, left, model, reasons, root=(register,))
+                yield from _round_trip(place, left, model, reasons, guest=(register,))
 
 
 class _Start:
@@ -88,14 +106,21 @@ class _Start:
             for name in EXIT_INFORMATION
             if name in self.fields and FIELDS[name].access != "rw")
 
-    def load(self) -> Script:
+    def surroundings(self, model: Model, more: Mapping[str, int] | None = None) -> Script:
+        """The registers as software in VMX root operation has them."""
+        now, wanted = model.read_registers(), self.environment | (more or {})
+        values = tuple((name, value) for name, value in wanted.items() if now[name] != value)
+        if values:
+            yield RegisterWrites(values)
+
+    def load(self, model: Model) -> Script:
         """Make it current, as launched."""
         for address, size, value in self.memory:
             yield MemoryWrite(address, size, value)
         yield Instruction("VMCLEAR", pointer=VMCS_POINTER)
         yield Region(VMCS_POINTER, revision(self.subject.capabilities), 1, self.baseline,
                      (*self.changes, *self.overwritten))
-        yield RegisterWrites(tuple(self.environment.items()))
+        yield from self.surroundings(model)
         yield Instruction("VMPTRLD", pointer=VMCS_POINTER)
 
     def write(self, field: str, value: int) -> Script:
@@ -109,67 +134,26 @@ class _Start:
                 yield from self.write(name, self.fields[name])
 
 
-def _around(start, expressions, read, model, depth, reasons):
-    left = [name for name in start.fields
-            if name in EXIT_INFORMATION or name in ALWAYS_SAVED or name in read]
-
-    def round_trip(root=(), guest=()):
-        yield from _round_trip(start, left, model, root, guest, reasons)
-
-    yield from start.load()
-    yield from round_trip()
-    inputs = {symbol: now for symbol in read
-              if (now := _present(start, symbol)) is not None}
-    for symbol, now in inputs.items():
-        bits = _bits(start.subject.capabilities, symbol)
-        for value in near(expressions, symbol, now, bits, NARROW):
-            yield from _with(start, {symbol: value}, round_trip)
-    if depth > 1:
-        for first, now in inputs.items():
-            values = (value for node in expressions
-                      for value in suggested(node, first, now, NARROW_OF_TWO))
-            for value in dict.fromkeys(values):
-                for second, other in inputs.items():
-                    bits = _bits(start.subject.capabilities, second)
-                    base = value if second == first else other
-                    for changed in near(expressions, second, base, bits, NARROW_OF_TWO):
-                        yield from _with(start, {first: value, second: changed}, round_trip)
-
-
-def _with(start, values, round_trip):
-    """A round trip with other values of fields and of registers, on both sides of the entry."""
-    fields = {symbol: value for symbol, value in values.items() if symbol in start.fields}
-    registers = tuple((symbol.removeprefix("LIVE_"), value) for symbol, value in values.items()
-                      if symbol not in fields)
-    for field, value in fields.items():
-        yield from start.write(field, value)
-    if registers:
-        yield from round_trip(root=registers)
-        yield from round_trip(guest=registers)
-    else:
-        yield from round_trip()
-
-
-def _round_trip(start, left, model, root, guest, reasons):
+def _round_trip(place, left, model, reasons, root=(), guest=()):
     """VM entry, and if it enters, exit by each event and by VMCALL; then what has changed is read.
 
     An event that does not exit is followed by VMCALL.
     """
     leaves = [Event(reason, ONES, 15, 0xFFFF_FFFF, ONES, ONES) for reason in reasons]
     for leave in (*leaves, VMCALL):
-        yield RegisterWrites((*start.environment.items(), *root))
+        yield from place.surroundings(model, dict(root))
         answer = yield Instruction("VMRESUME")
         if answer.outcome is Outcome.ENTERED:
             yield RegisterWrites(guest)
             yield leave
             if model.mode == Mode.NON_ROOT:
                 yield VMCALL
-        yield RegisterWrites(tuple(start.environment.items()))
-        yield from _look(start, left)
-        yield from start.restore(left)
+        yield from place.surroundings(model)
+        yield from _look(left)
+        yield from place.restore(left)
 
 
-def _look(start, left):
+def _look(left):
     """Read the fields that an exit may have changed."""
     for field in left:
         encoding = FIELDS[field].encoding
@@ -216,13 +200,13 @@ def attempts(
     start = _Start(subject, None)
     word = revision(subject.capabilities)
     operands = _usual(name)
-    yield from start.load()  # VMCLEAR and VMPTRLD are #UD still
+    yield from start.load(model)  # VMCLEAR and VMPTRLD are #UD still
     read = set().union(*map(symbols, conditions))
     for way in WAYS:
         for symbol in [None, *sorted(read)]:
             for operand, before, inside in _attempts(start, symbol, conditions, operands, word):
                 yield from _go(start, way, model, before)
-                yield from inside
+                yield from _steps(inside)
                 yield Instruction(name, **operands | operand)
                 yield MemoryWrite(OPERAND_POINTER, 4, word)
 
@@ -272,15 +256,19 @@ def _attempts(start, symbol, conditions, operands, word):
                 yield {}, (), (RegisterWrites(((name, value),)),)
 
 
+def _steps(steps) -> Script:
+    return (step for step in steps)
+
+
 def _go(start, way, model, before):
     """From anywhere out of VMX operation, and then that way."""
     if model.mode == Mode.NON_ROOT:
         yield Instruction("VMCALL")
-    yield RegisterWrites(tuple(start.environment.items()))
+    yield from start.surroundings(model)
     yield Instruction("VMXOFF")
     yield MemoryWrite(VMXON_POINTER, 4, revision(start.subject.capabilities))
     yield MemoryWrite(VMCS_POINTER + LAUNCH_OFFSET, 8, 1)
     for name in way:
         if name == "VMRESUME":
-            yield from before
+            yield from _steps(before)
         yield Instruction(name, **({"pointer": POINTERS[name]} if name in POINTERS else {}))

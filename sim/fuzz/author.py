@@ -44,6 +44,10 @@ VALID = 1 << 31          # of VM_ENTRY_INTR_INFO
 #: Events that an entry may inject: information, error code, instruction length.
 INJECTIONS = (
     (0x20, 0, 0), (0x202, 0, 0), (0x306, 0, 0), (0xB0D, 0x18, 0), (0x480, 0, 2), (0x603, 0, 1))
+#: Guest state that the delivery of an event ends.
+ENDED_BY_DELIVERY = (
+    ("GUEST_INTERRUPTIBILITY_STATE", 1), ("GUEST_INTERRUPTIBILITY_STATE", 2),
+    ("GUEST_PENDING_DBG_EXCEPTIONS", 1))
 GOOD_PAT, BAD_PAT = 0x0007_0406_0007_0406, 0x0002_0406_0007_0406
 
 
@@ -416,6 +420,8 @@ class Author:
         if information < 0x100:
             flags = self._vmcs[self._current]["GUEST_RFLAGS"]
             yield from self._write("GUEST_RFLAGS", flags | 1 << 9)
+        elif self._random.random() < 0.3:
+            yield from self._write(*self._random.choice(ENDED_BY_DELIVERY))
 
     def _list(self):
         """Have MSRs loaded by the entry."""

@@ -14,13 +14,17 @@ from typing import Any
 
 from amaranth import Const, Mux, Signal, Value
 from amaranth.hdl import Fragment
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Signature
 
-from vmxswitch.hdl.interface import INSTRUCTION_ROWS
+from vmxswitch.hdl.entry_checker import PDPTES, Wants
+from vmxswitch.hdl.instruction_unit import Checks
+from vmxswitch.hdl.interface import INSTRUCTION_ROWS, Event, Response
+from vmxswitch.hdl.memory_unit import Command
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec import expression as ir
 from vmxswitch.spec.capabilities import BoundCheck, Capabilities
+from vmxswitch.spec.operations import Mode
 from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, STAGES, expression
 
 from .proof import Undecided, witness
@@ -325,6 +329,8 @@ class Control:
     words : str
     which : tuple of int
         Which of the assignments that match.
+    of : int
+        How many match.
     needs : str
         Control bit without which the logic has no work.
     reads : str
@@ -336,6 +342,7 @@ class Control:
     wrong: Wrong
     words: str
     which: tuple[int, ...] = (0,)
+    of: int = 1
     needs: str = ""
     reads: str = ""
 
@@ -347,11 +354,12 @@ class Control:
             for symbol in ir.symbols(row.fails))
 
     def find(self, fragment: Fragment) -> list:
-        """The assignments in the component; :exc:`LookupError` if they are not there."""
+        """The assignments in the component; :exc:`LookupError` if others match, or none."""
         pattern = re.compile(r"\(eq (\(slice )?\(sig " + self.assignment)
         found = [each for each in _assignments(fragment) if pattern.match(repr(each))]
-        if len(found) <= max(self.which):
-            raise LookupError(f"{self.id}: the unit has no assignment {self.assignment}")
+        if len(found) != self.of:
+            raise LookupError(f"{self.id}: {len(found)} assignments of the unit, instead of "
+                              f"{self.of}, match {self.assignment}")
         return [found[number] for number in self.which]
 
 
@@ -376,7 +384,24 @@ def _outcomes(capabilities) -> Iterator[tuple[str, str]]:
                 yield row.id, "number"
 
 
+def _part(signal, layout, name):
+    """Pattern of an assignment to a part of a signal with a layout."""
+    part = data.Layout.cast(layout)[name]
+    return rf"{signal}\) {part.offset}:{part.offset + part.width}\)"
+
+
+def _command(command):
+    """Pattern of an assignment of a command to the memory unit."""
+    return rf"command\) \(const \d+'d{command.value}\)"
+
+
+def _mode(mode):
+    """Pattern of a change to a mode."""
+    return rf"mode\) \(const \d+'d{mode.value}\)"
+
+
 NO_VMCS = r"current_vmcs\) \(const"  # assignments: eviction, VMXON, VMXOFF, VMCLEAR
+QUALIFICATION = _part("cause", Event, "qualification")
 LIST_ADDRESS = r"address\) \(\+ \(slice \(sig fields\) [\d:]+\) \(\* \(sig position\)"
 
 CONTROL = (
@@ -393,21 +418,21 @@ CONTROL = (
             "a VMCS that makes room is stored as not launched"),
     # pointers and regions
     Control("current-kept-off", "instructions", NO_VMCS, _keeps,
-            "the current VMCS outlives VMXOFF and VMXON", (1, 2)),
+            "the current VMCS outlives VMXOFF and VMXON", (1, 2), 4),
     Control("current-kept-cleared", "instructions", NO_VMCS, _keeps,
-            "VMCLEAR of the current VMCS leaves it current", (3,)),
+            "VMCLEAR of the current VMCS leaves it current", (3,), 4),
     Control("current-not-set", "instructions", r"current_vmcs\) \(slice", _keeps,
             "VMPTRLD does not change the current-VMCS pointer"),
     Control("vmxon-pointer-kept", "instructions", r"vmxon_pointer\)", _keeps,
             "VMXON does not note its pointer"),
     Control("shadow-not-noticed", "instructions", r"_shadow\)", _keeps,
             "a shadow VMCS is taken for an ordinary one", needs="PROC2_VMCS_SHADOWING"),
-    Control("no-eviction", "instructions", r"command\) \(const 3'd5", _zero,
+    Control("no-eviction", "instructions", _command(Command.STORE), _zero,
             "a VMCS that makes room is not written back"),
-    Control("no-load", "instructions", r"command\) \(const 3'd4", _zero,
+    Control("no-load", "instructions", _command(Command.LOAD), _zero,
             "VMPTRLD does not load the fields"),
-    Control("no-clear", "instructions", r"command\) \(const 3'd1", _zero,
-            "VMCLEAR of another VMCS does not reach its region"),
+    Control("no-clear", "instructions", _command(Command.WRITE), _zero,
+            "VMCLEAR of another VMCS does not reach its region", of=3),
     Control("region-number", "memory", r"number\)", _plus(1),
             "a region's words go to the fields one further"),
     Control("region-short", "memory", r"last\) \(const \d'd\d{2,}", _plus(-1),
@@ -419,7 +444,7 @@ CONTROL = (
             "VM-instruction error in the VMCS one too high"),
     Control("error-not-written", "instructions", r"error_stb\)", _zero,
             "VM-instruction error not written to the VMCS"),
-    Control("value", "instructions", r"response\) \d+:\d+\) \(switch-value \(== ", _plus(1),
+    Control("value", "instructions", _part("response", Response, "value"), _plus(1),
             "what VMREAD and VMPTRST give is one too high"),
     Control("vmwrite-lost", "instructions", r"w_stb\)", _zero, "VMWRITE writes nothing"),
     Control("high-read", "bank", r"r_data\)", _other("whole"),
@@ -429,7 +454,7 @@ CONTROL = (
     # commit
     Control("commit-late", "", r"next\)", _late,
             "what goes live is what the cycle before would have loaded"),
-    Control("save-late", "", r"load\) ", _late,
+    Control("save-late", "", r"load\) \(sig saved", _late,
             "an exit saves what it would have saved the cycle before"),
     Control("failure-without-host", "instructions", r"leave\)", _same_as("save"),
             "an entry failure does not load the host state"),
@@ -446,22 +471,22 @@ CONTROL = (
             "every exit is saved as one that an instruction caused"),
     Control("live-kept", "live", r"live\) \(sig next", _keeps,
             "a commit changes the mode only"),
-    Control("cause-qualification", "instructions", r"cause\) 16:80\) \(slice \(sig _request",
+    Control("cause-qualification", "instructions", QUALIFICATION + r" \(slice \(sig _request",
             _zero, "a VMX instruction's exit has no qualification"),
-    Control("cause-length", "instructions", r"cause\) 80:84\)", _plus(1),
+    Control("cause-length", "instructions", _part("cause", Event, "length"), _plus(1),
             "a VMX instruction's exit has a length one too high"),
-    Control("cause-information", "instructions", r"cause\) 84:116\)", _zero,
+    Control("cause-information", "instructions", _part("cause", Event, "information"), _zero,
             "a VMX instruction's exit has no instruction information"),
-    Control("mode-vmxon", "mode", r"mode\) \(const", _keeps, "VMXON leaves the mode", (0,)),
-    Control("mode-vmxoff", "mode", r"mode\) \(const", _keeps, "VMXOFF leaves the mode", (1,)),
-    Control("mode-entry", "mode", r"mode\) \(const", _keeps, "VM entry leaves the mode", (2,)),
-    Control("mode-exit", "mode", r"mode\) \(const", _keeps, "VM exit leaves the mode", (3,)),
+    Control("mode-vmxon", "mode", _mode(Mode.ROOT), _keeps, "VMXON leaves the mode", (0,), 2),
+    Control("mode-vmxoff", "mode", _mode(Mode.OFF), _keeps, "VMXOFF leaves the mode"),
+    Control("mode-entry", "mode", _mode(Mode.NON_ROOT), _keeps, "VM entry leaves the mode"),
+    Control("mode-exit", "mode", _mode(Mode.ROOT), _keeps, "VM exit leaves the mode", (1,), 2),
     # MSR-load list
     Control("list-index", "instructions", r"position\) \(\+", _plus(1),
             "every other entry of the MSR-load list is left out"),
     Control("list-address", "instructions", LIST_ADDRESS, _plus(16),
             "entries of the MSR-load list are taken one further"),
-    Control("list-qualification", "instructions", r"cause\) 16:80\) \(switch-value", _plus(1),
+    Control("list-qualification", "instructions", QUALIFICATION + r" \(switch-value", _plus(1),
             "exit qualification of an entry failure one too high"),
     Control("list-failure-lost", "instructions", r"list_failed\) \(~", _keeps,
             "a failed entry of the MSR-load list does not count"),
@@ -487,31 +512,32 @@ CONTROL = (
             "checks of the host area do not count"),
     Control("guest-stage", "checker", r"guest_fails\)", _zero,
             "checks of the guest area do not count"),
-    Control("guest-qualification", "", r"checks\) 4:12\)", _zero,
+    Control("guest-qualification", "", _part("checks", Checks, "qualification"), _zero,
             "exit qualification of a guest-state failure is always 0"),
     Control("diagnosis-shifted", "", r"diagnosis\)", _doubled, "diagnosis is one row further"),
     Control("diagnosis-kept", "instructions", r"checked\) \(&", _zero, "diagnosis never changes"),
-    Control("link-not-read", "checker", r"wants\) 1:2\)", _zero,
+    Control("link-not-read", "checker", _part("wants", Wants, "link"), _zero,
             "the word at the VMCS link pointer is not read", reads="LINK_WORD"),
-    Control("pdptes-not-read", "checker", r"wants\) 2:3\)", _zero,
+    Control("pdptes-not-read", "checker", _part("wants", Wants, "pdptes"), _zero,
             "page-directory-pointer-table entries are not read", reads="PDPTE"),
-    Control("vtpr-not-read", "checker", r"wants\) 0:1\)", _zero,
+    Control("vtpr-not-read", "checker", _part("wants", Wants, "vtpr"), _zero,
             "VTPR is not read", reads="VTPR"),
     Control("words-kept", "instructions", r"_fetched\) \(const 1'd0", _keeps,
             "words read for one operation serve the next"),
     Control("pdpte-address", "memory", r"offset\) \(\+ \(&", _flipped(5),
             "page-directory-pointer-table entries are read from another place"),
-    Control("pdpte-order", "checker", r"pdptes\) 0:64\)", _flipped(63),
+    Control("pdpte-order", "checker", _part("pdptes", PDPTES, "PDPTE0"), _flipped(63),
             "PDPTE0 has another bit 63"),
     # guest functions
     Control("eptp-kept", "instructions", r"eptp_stb\)", _zero, "VMFUNC changes nothing",
             needs="PROC2_ENABLE_VM_FUNCTIONS"),
     Control("eptp-index", "instructions", r"eptp_index\)", _plus(1),
             "VMFUNC: EPTP_INDEX one too high", needs="PROC2_EPT_VIOLATION_VE"),
-    Control("shadow-write", "instructions", r"command\) \(const 3'd1", _zero,
-            "VMWRITE to a shadow VMCS writes nothing", (1,), "PROC2_VMCS_SHADOWING"),
-    Control("shadow-error", "instructions", r"command\) \(const 3'd1", _zero,
-            "an error of an access to a shadow VMCS is not stored", (2,), "PROC2_VMCS_SHADOWING"),
+    Control("shadow-write", "instructions", _command(Command.WRITE), _zero,
+            "VMWRITE to a shadow VMCS writes nothing", (1,), 3, "PROC2_VMCS_SHADOWING"),
+    Control("shadow-error", "instructions", _command(Command.WRITE), _zero,
+            "an error of an access to a shadow VMCS is not stored", (2,), 3,
+            "PROC2_VMCS_SHADOWING"),
 )
 
 

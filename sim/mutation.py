@@ -165,7 +165,7 @@ def _by_rows(task, port, worker):
 
     def ask(witness, detail, notices):
         if alive and notices(0):
-            raise Defect(f"the unit does not do what {witness} of {row} want")
+            raise Defect(f"the unit does not do what the witness {witness!r} of {row} wants")
         noticed = [number for number in alive if notices(number)]
         alive[:] = [number for number in alive if number not in noticed]
         found.extend((number, witness, detail) for number in noticed)

@@ -54,7 +54,8 @@ def test_a_unit_that_is_wrong_without_a_mutant(run, monkeypatch):
     monkeypatch.setattr(mutation, "_notices", lambda pair, subject, port, number: True)
     status, out, _ = run(only=("C07-never",))
     assert status == 1
-    assert out.startswith("Not a mutant's fault: the unit does not do what the witness 'pair' of C07 wants")
+    assert out == ("Not a mutant's fault: the unit does not do what the witness 'pair' of C07 "
+                   "wants\n")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

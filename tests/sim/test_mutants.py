@@ -21,6 +21,7 @@ from vmxswitch.spec.tables import INSTRUCTIONS
 from vmxswitch.subjects import subject_of
 
 COMPACT = PRESETS["compact"]
+CONTROL_PROGRAMS = 100  # of the fuzzer, for the control logic
 #: Mutants, the witness that notices each, and where.
 KNOWN = [
     ("C07-never", "pair", ""), ("G130-inverted", "pair", ""),
@@ -143,7 +144,23 @@ def test_who_notices_a_mutant_does_not_depend_on_the_number_of_processes():
     assert one == three
 
 
+def test_wrong_control_logic_is_noticed_or_explained():
+    chosen = [mutant for mutant in mutants(COMPACT) if mutant.kind == "control"]
+    verdicts = hunt(subject(), chosen, programs=CONTROL_PROGRAMS)
+    assert len(chosen) >= 50
+    assert {verdict.mutant.id for verdict in verdicts if verdict.by == ""} == set()
+    explained = {verdict.mutant.id for verdict in verdicts if verdict.by == "explained"}
+    assert explained == mutation.EXPLAINED.keys() & {mutant.id for mutant in chosen}
+
+
+def test_only_mutants_are_explained():
+    everything = {mutant.id for name in PRESETS for mutant in mutants(PRESETS[name])}
+    assert mutation.EXPLAINED.keys() <= everything
+    assert all(mutation.EXPLAINED.values())
+
+
 def test_a_mutant_that_nobody_notices_is_a_survivor_unless_it_is_explained(monkeypatch):
+    monkeypatch.setattr(mutation, "_sweeps", lambda mutant, subject, worker: ())
     chosen = named("commit-late")
     assert [verdict.by for verdict in hunt(subject(), chosen)] == [""]
     monkeypatch.setattr(mutation, "EXPLAINED", {"commit-late": "why"})

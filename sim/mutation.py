@@ -28,9 +28,9 @@ from .verilator_build import library
 __all__ = ["EXPLAINED", "WITNESSES", "Defect", "MutantPort", "Verdict", "hunt"]
 
 #: What may notice a mutant, in the order in which they are asked.
-WITNESSES = ("pair", "variants", "neighbours", "recorded", "fuzz", "sweep")
+WITNESSES = ("pair", "variants", "neighbours", "fuzz", "sweep", "recorded")
 SEED = 1                   # of the fuzzer
-ROUNDS = (10, 90)          # programs of the first rounds of the fuzzer; then all the rest
+FIRST_PROGRAMS = 10        # of the fuzzer, before the sweeps; all others come after them
 #: What a wrong unit may end an operation in: no answer, or one that means nothing.
 NONSENSE = (RuntimeError, ValueError, LookupError)
 
@@ -130,9 +130,9 @@ class Task:
     subject : Subject
         The processor.
     witness : str
-        "rows" for pair, variants and neighbours; "recorded", "fuzz", "sweep"; "proof".
+        "rows" for pair, variants and neighbours; "fuzz", "sweep", "recorded"; "proof".
     numbers : tuple of int
-        The mutants; for "rows" and "sweep" of one row.
+        The mutants; for "rows" and "sweep" those of one row or instruction.
     cases : sequence of Case
     programs : range
         Numbers of the fuzzer's programs.
@@ -355,23 +355,21 @@ def hunt(
         return [numbers[job::jobs] for job in range(jobs)]
 
     def rows(chosen):
-        """The mutants of each row, or of each part of the control logic."""
+        """The mutants of each row, each instruction, or each part of the control logic."""
         shares = {}
         for mutant in filter(chosen, alive.values()):
-            shares.setdefault((mutant.kind, mutant.row), []).append(mutant.number)
+            row = mutant.row.partition(".")[0]
+            kind = mutant.kind if mutant.kind != "outcome" else "instruction"
+            shares.setdefault((kind, row), []).append(mutant.number)
         return [*shares.values()]
 
     ask("rows", rows(lambda mutant: mutant.kind == "check"))
+    ask("fuzz", shares(), programs=range(min(FIRST_PROGRAMS, programs)))
+    ask("sweep", rows(lambda mutant: mutant.kind != "check"))
+    ask("proof", shares())
+    ask("fuzz", shares(), programs=range(FIRST_PROGRAMS, programs))
     if cases:
         ask("recorded", shares(), cases=cases)
-    first = 0
-    for count in (*ROUNDS, programs):
-        last = min(first + count, programs)
-        ask("fuzz", shares(), programs=range(first, last))
-        first = last
-        if count == ROUNDS[-1]:
-            ask("sweep", rows(lambda mutant: mutant.kind != "check"))
-            ask("proof", shares())
     for number, mutant in alive.items():
         reason = EXPLAINED.get(mutant.id, "")
         found[number] = Verdict(mutant, "explained" if reason else "", reason)

@@ -169,9 +169,8 @@ def test_a_mutant_that_nobody_notices_is_a_survivor_unless_it_is_explained(monke
 
 
 def test_an_equivalent_mutant_is_left_to_the_proof():
-    programs = sum(mutation.ROUNDS)
     verdict, = hunt(subject(), named("VM_ENTRY_CTLS-value-off1"), programs=20)
-    assert verdict.by == "proof" and programs > 20
+    assert verdict.by == "proof"
 
 
 def test_a_unit_that_is_wrong_without_a_mutant_is_a_defect(monkeypatch):

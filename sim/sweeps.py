@@ -65,7 +65,7 @@ def moves(
 
     ``reasons`` are those of the events that try to leave the guest, beside VMCALL.
     """
-    place = _Start(subject, start)
+    place = _Place(subject, start)
     read = sorted(set().union(*map(symbols, expressions)))
     left = [name for name in place.fields
             if name in EXIT_INFORMATION or name in ALWAYS_SAVED or name in read]
@@ -82,15 +82,15 @@ def moves(
         for value in near(expressions, symbol, now, bits, NARROW):
             if symbol in place.fields:
                 for guest in dict.fromkeys(((), odd)):
-                    yield from place.write(symbol, value)
-                    yield from _round_trip(place, left, model, reasons, guest=guest)
+                    yield from _round_trip(
+                        place, left, model, reasons, fields={symbol: value}, guest=guest)
             else:
                 register = symbol.removeprefix("LIVE_"), value
                 yield from _round_trip(place, left, model, reasons, root=(register,))
                 yield from _round_trip(place, left, model, reasons, guest=(register,))
 
 
-class _Start:
+class _Place:
     """A VMCS with its surroundings."""
 
     def __init__(self, subject: Subject, case: RowCase | None):
@@ -134,13 +134,16 @@ class _Start:
                 yield from self.write(name, self.fields[name])
 
 
-def _round_trip(place, left, model, reasons, root=(), guest=()):
+def _round_trip(place, left, model, reasons, fields=(), root=(), guest=()):
     """VM entry, and if it enters, exit by each event and by VMCALL; then what has changed is read.
 
-    An event that does not exit is followed by VMCALL.
+    An event that does not exit is followed by VMCALL. Other fields, and other registers on either
+    side of the entry, can be given; afterwards the fields are as they were.
     """
     leaves = [Event(reason, ONES, 15, 0xFFFF_FFFF, ONES, ONES) for reason in reasons]
     for leave in (*leaves, VMCALL):
+        for field, value in dict(fields).items():
+            yield from place.write(field, value)
         yield from place.surroundings(model, dict(root))
         answer = yield Instruction("VMRESUME")
         if answer.outcome is Outcome.ENTERED:
@@ -162,11 +165,11 @@ def _look(left):
             yield Instruction("VMREAD", encoding=encoding + 1)
 
 
-def _present(start, symbol):
+def _present(place, symbol):
     """The present value of a field or register; None for other symbols."""
-    if symbol in start.fields:
-        return start.fields[symbol]
-    return start.environment.get(symbol.removeprefix("LIVE_")) if "LIVE_" in symbol else None
+    if symbol in place.fields:
+        return place.fields[symbol]
+    return place.environment.get(symbol.removeprefix("LIVE_")) if "LIVE_" in symbol else None
 
 
 def _bits(capabilities: Capabilities, symbol: str) -> int:
@@ -179,7 +182,7 @@ def _bits(capabilities: Capabilities, symbol: str) -> int:
 
 # --- Instructions ---
 
-OPERAND_POINTER, WORDS = 0x20_2000, 0x20_4000
+OPERAND_POINTER = 0x20_2000
 #: How the processor comes from outside VMX operation to where an instruction is attempted.
 WAYS = ((), ("VMXON",), ("VMXON", "VMPTRLD"), ("VMXON", "VMPTRLD", "VMRESUME"))
 POINTERS = {"VMXON": VMXON_POINTER, "VMPTRLD": VMCS_POINTER}
@@ -197,15 +200,15 @@ def attempts(
 
     ``conditions`` are those of its rows.
     """
-    start = _Start(subject, None)
+    place = _Place(subject, None)
     word = revision(subject.capabilities)
     operands = _usual(name)
-    yield from start.load(model)  # VMCLEAR and VMPTRLD are #UD still
+    yield from place.load(model)  # VMCLEAR and VMPTRLD are #UD still
     read = set().union(*map(symbols, conditions))
     for way in WAYS:
         for symbol in [None, *sorted(read)]:
-            for operand, before, inside in _attempts(start, symbol, conditions, operands, word):
-                yield from _go(start, way, model, before)
+            for operand, before, inside in _attempts(place, symbol, conditions, operands, word):
+                yield from _go(place, way, model, before)
                 yield from _steps(inside)
                 yield Instruction(name, **operands | operand)
                 yield MemoryWrite(OPERAND_POINTER, 4, word)
@@ -227,7 +230,7 @@ def _usual(name):
     return {}
 
 
-def _attempts(start, symbol, conditions, operands, word):
+def _attempts(place, symbol, conditions, operands, word):
     """Operands, VMWRITEs before a guest is entered, and what happens right before the attempt."""
     if symbol is None:
         yield {}, (), ()
@@ -246,11 +249,11 @@ def _attempts(start, symbol, conditions, operands, word):
         for value in flips(word, 32):
             yield ({"pointer": OPERAND_POINTER}, (),
                    (MemoryWrite(OPERAND_POINTER, 4, value),))
-    elif (now := _present(start, symbol)) is not None:
-        bits = _bits(start.subject.capabilities, symbol)
+    elif (now := _present(place, symbol)) is not None:
+        bits = _bits(place.subject.capabilities, symbol)
         for value in near(conditions, symbol, now, bits, NARROW):
-            if symbol in start.fields:
-                yield {}, tuple(start.write(symbol, value)), ()
+            if symbol in place.fields:
+                yield {}, tuple(place.write(symbol, value)), ()
             else:
                 name = symbol.removeprefix("LIVE_")
                 yield {}, (), (RegisterWrites(((name, value),)),)
@@ -260,13 +263,13 @@ def _steps(steps) -> Script:
     return (step for step in steps)
 
 
-def _go(start, way, model, before):
+def _go(place, way, model, before):
     """From anywhere out of VMX operation, and then that way."""
     if model.mode == Mode.NON_ROOT:
         yield Instruction("VMCALL")
-    yield from start.surroundings(model)
+    yield from place.surroundings(model)
     yield Instruction("VMXOFF")
-    yield MemoryWrite(VMXON_POINTER, 4, revision(start.subject.capabilities))
+    yield MemoryWrite(VMXON_POINTER, 4, revision(place.subject.capabilities))
     yield MemoryWrite(VMCS_POINTER + LAUNCH_OFFSET, 8, 1)
     for name in way:
         if name == "VMRESUME":

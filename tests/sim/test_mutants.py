@@ -2,6 +2,7 @@
 """Mutants of the unit: what they are, which witness notices them, what proofs say."""
 
 import pickle
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -10,13 +11,16 @@ from amaranth.hdl import Fragment
 from vmxswitch.sim import mutants as module
 from vmxswitch.sim import mutation
 from vmxswitch.sim.fuzz.campaign import Worker
+from vmxswitch.sim.fuzz.differential import Differential
 from vmxswitch.sim.model import Model
 from vmxswitch.sim.mutants import KINDS, Control, Mutant, MutantUnit, equivalent, mutants
 from vmxswitch.sim.mutation import Defect, MutantPort, hunt
 from vmxswitch.sim.neighbours import neighbours
 from vmxswitch.sim.observation import observe
+from vmxswitch.sim.sweeps import attempts, moves
 from vmxswitch.sim.verilator import VerilatorPort
 from vmxswitch.spec.capabilities import PRESETS
+from vmxswitch.spec.operations import Outcome
 from vmxswitch.spec.tables import INSTRUCTIONS
 from vmxswitch.subjects import subject_of
 
@@ -122,6 +126,28 @@ def test_without_a_mutant_the_unit_does_what_it_does_without_mutants():
 
 def _pair(row):
     return Worker(subject(), Model, 1).pairs(row)[0]
+
+
+def _answers(script):
+    """What the reference model answers to a program; ``script`` makes it for the model."""
+    sides = Differential(subject(), Model)
+    run = sides.run_script(script(sides.model))
+    return [answer for answer in run.answers if answer is not None]
+
+
+def test_a_sweep_of_moves_enters_and_leaves_the_guest_over_and_over():
+    row = COMPACT.registers["DR7"]
+    answers = _answers(lambda model: moves(
+        subject(), None, [COMPACT.bind(node) for node in (row.entry, row.save, row.exit)], model))
+    outcomes = Counter(answer.outcome for answer in answers)
+    assert outcomes[Outcome.ENTERED] == outcomes[Outcome.EXIT] > 100
+
+
+def test_a_sweep_of_an_instruction_comes_to_its_rows():
+    conditions = [COMPACT.bind(row.condition) for row in INSTRUCTIONS["VMXON"]]
+    answers = _answers(lambda model: attempts(subject(), "VMXON", conditions, model))
+    assert {f"VMXON.{number}" for number in (1, 2, 3, 5, 8, 9, 11, 12, 13, 14, 15)} <= {
+        answer.row for answer in answers}
 
 
 def test_neighbours_come_to_both_sides_of_a_row():

@@ -30,6 +30,7 @@ __all__ = ["EXPLAINED", "WITNESSES", "Defect", "MutantPort", "Verdict", "hunt"]
 #: What may notice a mutant, in the order in which they are asked.
 WITNESSES = ("pair", "variants", "neighbours", "fuzz", "sweep", "recorded")
 SEED = 1                   # of the fuzzer
+OF_EXITS = {"EXIT_REASON", "EXIT_BY_INSTRUCTION"}  # what commit is told of an exit
 FIRST_PROGRAMS = 10        # of the fuzzer, before the sweeps; all others come after them
 #: What a wrong unit may end an operation in: no answer, or one that means nothing.
 NONSENSE = (RuntimeError, ValueError, LookupError)
@@ -279,7 +280,7 @@ def _sweeps(mutant, subject, worker):
     match mutant.kind:
         case "register":
             row = capabilities.registers[mutant.row]
-            yield from around((row.entry, row.save, row.exit), some)
+            yield from around(filter(None, (row.entry, row.save, row.exit)), some)
         case "information":
             row = EXIT_INFORMATION[mutant.row]
             yield from around((row.when, row.value), some)
@@ -288,8 +289,10 @@ def _sweeps(mutant, subject, worker):
             yield from around((EXIT_REASONS[reason].condition,), (reason,))
         case "instruction" | "outcome":
             yield from attempted(mutant.row.partition(".")[0])
-        case "control":  # what is saved of PENDING_DBG depends on the exit
-            yield from around((capabilities.registers["PENDING_DBG"].save,), some)
+        case "control":
+            for row in capabilities.registers.values():
+                if row.save and symbols(capabilities.bind(row.save)) & OF_EXITS:
+                    yield from around((row.save,), some)
             for name in INSTRUCTIONS:
                 yield from attempted(name)
 
@@ -355,19 +358,20 @@ def hunt(
         return [numbers[job::jobs] for job in range(jobs)]
 
     def rows(chosen):
-        """The mutants of each row, each instruction, or each part of the control logic."""
+        """The mutants of each row or instruction; those of the control logic together."""
         shares = {}
         for mutant in filter(chosen, alive.values()):
-            row = mutant.row.partition(".")[0]
+            row = "" if mutant.kind == "control" else mutant.row.partition(".")[0]
             kind = mutant.kind if mutant.kind != "outcome" else "instruction"
             shares.setdefault((kind, row), []).append(mutant.number)
         return [*shares.values()]
 
     ask("rows", rows(lambda mutant: mutant.kind == "check"))
     ask("fuzz", shares(), programs=range(min(FIRST_PROGRAMS, programs)))
-    ask("sweep", rows(lambda mutant: mutant.kind != "check"))
+    ask("sweep", rows(lambda mutant: mutant.kind not in ("check", "control")))
     ask("proof", shares())
     ask("fuzz", shares(), programs=range(FIRST_PROGRAMS, programs))
+    ask("sweep", rows(lambda mutant: mutant.kind == "control"))
     if cases:
         ask("recorded", shares(), cases=cases)
     for number, mutant in alive.items():

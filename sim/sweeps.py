@@ -67,10 +67,11 @@ def moves(
     """
     place = _Place(subject, start)
     read = sorted(set().union(*map(symbols, expressions)))
-    left = [name for name in place.fields
-            if name in EXIT_INFORMATION or name in ALWAYS_SAVED or name in read]
-    odd = tuple((symbol.removeprefix("LIVE_"), _present(place, symbol) ^ 1) for symbol in read
-                if symbol.startswith("LIVE_"))  # what the guest leaves in the registers
+    registers = [symbol.removeprefix("LIVE_") for symbol in read if symbol.startswith("LIVE_")]
+    changed = {*EXIT_INFORMATION, *ALWAYS_SAVED, *read} | {
+        subject.capabilities.registers[name].field for name in registers}
+    left = [name for name in place.fields if name in changed]
+    odd = tuple((name, place.environment[name] ^ 1) for name in registers)  # left by the guest
     yield MemoryWrite(VMXON_POINTER, 4, revision(subject.capabilities))
     yield Instruction("VMXON", pointer=VMXON_POINTER)
     yield from place.load(model)

@@ -66,6 +66,10 @@ INTERCEPTS = (
     (SECONDARY, "PROC1_USE_TPR_SHADOW", "PROC2_VIRTUALIZE_APIC_ACCESSES"),
     (SECONDARY, "PROC1_USE_TSC_OFFSETTING", "PROC2_USE_TSC_SCALING"),
 )
+#: Guest state that the delivery of an event ends.
+ENDED_BY_DELIVERY = (
+    ("GUEST_INTERRUPTIBILITY_STATE", 1), ("GUEST_INTERRUPTIBILITY_STATE", 2),
+    ("GUEST_PENDING_DBG_EXCEPTIONS", 1))
 GOOD_PAT, BAD_PAT = 0x0007_0406_0007_0406, 0x0002_0406_0007_0406
 
 
@@ -444,6 +448,8 @@ class Author:
         if information < 0x100:
             flags = self._vmcs[self._current]["GUEST_RFLAGS"]
             yield from self._write("GUEST_RFLAGS", flags | 1 << 9)
+        elif self._random.random() < 0.3:
+            yield from self._write(*self._random.choice(ENDED_BY_DELIVERY))
 
     def _list(self):
         """Have MSRs loaded by the entry, stored or loaded by the exit."""

@@ -184,7 +184,9 @@ class Sequencer(wiring.Component):
     def _decide(self, m):
         """What the operation at hand ends in, instruction or event, if memory does not fail."""
         decision, verdict = self.decision, self.verdict
-        self._code, self._vector, self._has_code = Signal(Code), Signal(8), Signal()
+        self._code = Signal(Code)
+        self._vector = Signal(8)
+        self._has_code = Signal()
         self._abort = Signal(3)  # VMX-abort code; from then on nothing but a reset helps
         self._bus_error = Signal()
         m.d.comb += [
@@ -421,7 +423,8 @@ class Sequencer(wiring.Component):
 
     def _respond(self, m):
         """Register the answer."""
-        response, operation = Signal(Response), self.request.operation
+        response = Signal(Response)
+        operation = self.request.operation
         word = self.memory.word
         whole = Mux(self.decision.shadow, Mux(self.select.high, word[32:], word), self.r_data)
         value = Mux(operation == Operation.VMPTRST, self.current_vmcs,

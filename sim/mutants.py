@@ -18,16 +18,15 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Signature
 
 from vmxswitch.hdl.entry_checker import PDPTES, Wants
-from vmxswitch.hdl.instruction_unit import Checks
+from vmxswitch.hdl.instruction_unit import Decision
 from vmxswitch.hdl.interface import INSTRUCTION_ROWS, Event, Response
 from vmxswitch.hdl.memory_unit import Command
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec import expression as ir
 from vmxswitch.spec.capabilities import BoundCheck, Capabilities
 from vmxswitch.spec.operations import Mode
+from vmxswitch.spec.proof import Undecided, witness
 from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, STAGES, expression
-
-from .proof import Undecided, witness
 
 __all__ = ["CONTROL", "KINDS", "Control", "Mutant", "MutantUnit", "equivalent", "mutants"]
 
@@ -363,12 +362,12 @@ class Control:
         return [found[number] for number in self.which]
 
 
-#: What can be wrong in the outcome of a row of instructions.csv: signal of the instruction unit.
-OUTCOME: dict[str, tuple[str, Wrong, str]] = {
-    "code": ("_row_code", _plus(1), "another kind of outcome"),
-    "number": ("_number", _plus(1), "error number or exit reason one too high"),
-    "vector": ("_vector", _plus(1), "vector one too high"),
-    "has_code": ("_has_code", _flipped(0), "an error code for #UD, none for #GP"),
+#: What can be wrong in the outcome of a row of instructions.csv: by part of the decision.
+OUTCOME: dict[str, tuple[Wrong, str]] = {
+    "code": (_plus(1), "another kind of outcome"),
+    "number": (_plus(1), "error number or exit reason one too high"),
+    "vector": (_plus(1), "vector one too high"),
+    "has_code": (_flipped(0), "an error code for #UD, none for #GP"),
 }
 
 
@@ -392,7 +391,7 @@ def _part(signal, layout, name):
 
 def _command(command):
     """Pattern of an assignment of a command to the memory unit."""
-    return rf"command\) \(const \d+'d{command.value}\)"
+    return rf"memory__command\) \(const \d+'d{command.value}\)"
 
 
 def _mode(mode):
@@ -400,38 +399,41 @@ def _mode(mode):
     return rf"mode\) \(const \d+'d{mode.value}\)"
 
 
-NO_VMCS = r"current_vmcs\) \(const"  # assignments: eviction, VMXON, VMXOFF, VMCLEAR
-QUALIFICATION = _part("cause", Event, "qualification")
-LIST_ADDRESS = r"address\) \(\+ \(slice \(sig fields\) [\d:]+\) \(\* \(sig position\)"
+NO_VMCS = r"has_current\) \(const 1'd0"  # assignments: VMXON and VMXOFF, VMCLEAR
+#: Assignments: eviction, VMXON, VMXOFF, VMPTRLD, VMCLEAR, VM entry.
+CHANGE = r"change_stb\) \(const"
+QUALIFICATION = _part("other", Event, "qualification")
+LIST_ADDRESS = (
+    r"memory__address\) \(\+ \(slice \(sig fields\) [\d:]+\) \(\* \(sig _position\)")
 
 CONTROL = (
     # launch state
-    Control("launched-kept", "instructions", r"launched\) \(const", _keeps,
-            "VM entry does not set the launch state"),
-    Control("launched-by-load", "instructions", r"launched\) \(sig w_launched", _one,
+    Control("launched-kept", "sequencer", CHANGE, _zero,
+            "VM entry does not set the launch state", (5,), 6),
+    Control("launched-by-load", "", r"w_launched\)", _one,
             "every VMCS counts as launched once it is loaded"),
-    Control("launched-not-loaded", "instructions", r"launched\) \(sig w_launched", _keeps,
+    Control("launched-not-loaded", "", r"w_launched_stb\)", _zero,
             "a VMCS that is loaded has the launch state of the one before"),
-    Control("launched-not-cleared", "instructions", r"store_launched\)", _other("launched"),
+    Control("launched-not-cleared", "sequencer", r"store_launched\)", _other("slot_launched"),
             "VMCLEAR does not clear the launch state"),
     Control("launched-not-stored", "", r"r_launched\)", _zero,
             "a VMCS that makes room is stored as not launched"),
     # pointers and regions
-    Control("current-kept-off", "instructions", NO_VMCS, _keeps,
-            "the current VMCS outlives VMXOFF and VMXON", (1, 2), 4),
-    Control("current-kept-cleared", "instructions", NO_VMCS, _keeps,
-            "VMCLEAR of the current VMCS leaves it current", (3,), 4),
-    Control("current-not-set", "instructions", r"current_vmcs\) \(slice", _keeps,
+    Control("current-kept-off", "pointers", NO_VMCS, _keeps,
+            "the current VMCS outlives VMXOFF and VMXON", (0,), 2),
+    Control("current-kept-cleared", "pointers", NO_VMCS, _keeps,
+            "VMCLEAR of the current VMCS leaves it current", (1,), 2),
+    Control("current-not-set", "pointers", r"has_current\) \(const 1'd1", _keeps,
             "VMPTRLD does not change the current-VMCS pointer"),
-    Control("vmxon-pointer-kept", "instructions", r"vmxon_pointer\)", _keeps,
+    Control("vmxon-pointer-kept", "pointers", r"vmxon_pointer\)", _keeps,
             "VMXON does not note its pointer"),
-    Control("shadow-not-noticed", "instructions", r"_shadow\)", _keeps,
+    Control("shadow-not-noticed", "", r"w_shadow\)", _zero,
             "a shadow VMCS is taken for an ordinary one", needs="PROC2_VMCS_SHADOWING"),
-    Control("no-eviction", "instructions", _command(Command.STORE), _zero,
-            "a VMCS that makes room is not written back"),
-    Control("no-load", "instructions", _command(Command.LOAD), _zero,
+    Control("no-eviction", "sequencer", _command(Command.STORE), _zero,
+            "a VMCS that makes room is not written back", (0, 1), 2),
+    Control("no-load", "sequencer", _command(Command.LOAD), _zero,
             "VMPTRLD does not load the fields"),
-    Control("no-clear", "instructions", _command(Command.WRITE), _zero,
+    Control("no-clear", "sequencer", _command(Command.WRITE), _zero,
             "VMCLEAR of another VMCS does not reach its region", of=3),
     Control("region-number", "memory", r"number\)", _plus(1),
             "a region's words go to the fields one further"),
@@ -440,66 +442,66 @@ CONTROL = (
     Control("region-launch-word", "memory", r"bus__dat_w\) \(switch-value", _other("r_field"),
             "a region's launch word is not written"),
     # errors, and the answer
-    Control("error-number", "instructions", r"error_number\)", _plus(1),
+    Control("error-number", "sequencer", r"error_number\)", _plus(1),
             "VM-instruction error in the VMCS one too high"),
-    Control("error-not-written", "instructions", r"error_stb\)", _zero,
+    Control("error-not-written", "sequencer", r"error_stb\)", _zero,
             "VM-instruction error not written to the VMCS"),
-    Control("value", "instructions", _part("response", Response, "value"), _plus(1),
+    Control("value", "sequencer", _part("response", Response, "value"), _plus(1),
             "what VMREAD and VMPTRST give is one too high"),
-    Control("vmwrite-lost", "instructions", r"w_stb\)", _zero, "VMWRITE writes nothing"),
+    Control("vmwrite-lost", "sequencer", r"w_stb\)", _zero, "VMWRITE writes nothing"),
     Control("high-read", "bank", r"r_data\)", _other("whole"),
             "VMREAD of a high half gives the low one"),
-    Control("operands-64", "instructions", r"_mode64\)", _one,
+    Control("operands-64", "instructions", r"wide\)", _one,
             "operands outside 64-bit mode are 64 bits wide"),
     # commit
     Control("commit-late", "", r"next\)", _late,
             "what goes live is what the cycle before would have loaded"),
     Control("save-late", "", r"load\) \(sig saved", _late,
             "an exit saves what it would have saved the cycle before"),
-    Control("failure-without-host", "instructions", r"leave\)", _same_as("save"),
+    Control("failure-without-host", "sequencer", r"leave\)", _same_as("save"),
             "an entry failure does not load the host state"),
-    Control("failure-saves", "instructions", r"save\)", _same_as("leave"),
+    Control("failure-saves", "sequencer", r"save\)", _same_as("leave"),
             "an entry failure saves guest state"),
-    Control("exit-not-saved", "instructions", r"save\)", _zero,
+    Control("exit-not-saved", "sequencer", r"save\)", _zero,
             "an exit saves no guest state"),
-    Control("exit-loads-guest", "", r"exit\)", _zero, "an exit loads the guest state"),
-    Control("exit-reason", "", r"exit_reason\)", _flipped(1),
-            "what an exit saves depends on another exit reason"),
-    Control("exit-no-instruction", "", r"exit_by_instruction\)", _zero,
+    Control("exit-loads-guest", "", r"exit\) \(sig leave", _zero, "an exit loads the guest state"),
+    Control("exit-reason", "", r"cause\) \(sig cause", _flipped(1),
+            "what an exit saves depends on another exit reason", (1,), 2),
+    Control("exit-no-instruction", "", r"by_instruction\) \(sig by_instruction", _zero,
             "every exit is saved as one that no instruction caused"),
-    Control("exit-instruction", "", r"exit_by_instruction\)", _one,
+    Control("exit-instruction", "", r"by_instruction\) \(sig by_instruction", _one,
             "every exit is saved as one that an instruction caused"),
     Control("live-kept", "live", r"live\) \(sig next", _keeps,
             "a commit changes the mode only"),
-    Control("cause-qualification", "instructions", QUALIFICATION + r" \(slice \(sig _request",
+    Control("cause-qualification", "sequencer", QUALIFICATION + r" \(slice \(sig request",
             _zero, "a VMX instruction's exit has no qualification"),
-    Control("cause-length", "instructions", _part("cause", Event, "length"), _plus(1),
+    Control("cause-length", "sequencer", _part("other", Event, "length"), _plus(1),
             "a VMX instruction's exit has a length one too high"),
-    Control("cause-information", "instructions", _part("cause", Event, "information"), _zero,
+    Control("cause-information", "sequencer", _part("other", Event, "information"), _zero,
             "a VMX instruction's exit has no instruction information"),
     Control("mode-vmxon", "mode", _mode(Mode.ROOT), _keeps, "VMXON leaves the mode", (0,), 2),
     Control("mode-vmxoff", "mode", _mode(Mode.OFF), _keeps, "VMXOFF leaves the mode"),
     Control("mode-entry", "mode", _mode(Mode.NON_ROOT), _keeps, "VM entry leaves the mode"),
     Control("mode-exit", "mode", _mode(Mode.ROOT), _keeps, "VM exit leaves the mode", (1,), 2),
     # MSR-load list
-    Control("list-index", "instructions", r"position\) \(\+", _plus(1),
+    Control("list-index", "sequencer", r"_position\) \(\+", _plus(1),
             "every other entry of the MSR-load list is left out"),
-    Control("list-address", "instructions", LIST_ADDRESS, _plus(16),
+    Control("list-address", "sequencer", LIST_ADDRESS, _plus(16),
             "entries of the MSR-load list are taken one further"),
-    Control("list-qualification", "instructions", QUALIFICATION + r" \(switch-value", _plus(1),
+    Control("list-qualification", "sequencer", QUALIFICATION + r" \(switch-value", _plus(1),
             "exit qualification of an entry failure one too high"),
-    Control("list-failure-lost", "instructions", r"list_failed\) \(~", _keeps,
+    Control("list-failure-lost", "sequencer", r"list_failed\) \(~", _keeps,
             "a failed entry of the MSR-load list does not count"),
-    Control("staged-kept", "instructions", r"unstage\)", _zero,
+    Control("staged-kept", "", r"unstage\)", _zero,
             "MSRs from a list are loaded by later entries too"),
-    Control("staged-lost", "instructions", r"stage_stb\)", _zero,
+    Control("staged-lost", "", r"stage_stb\)", _zero,
             "MSRs from a list are not loaded"),
     Control("staged-late", "commit", r"staged_SYSENTER_CS\)", _keeps,
             "IA32_SYSENTER_CS from a list is the one loaded first"),
     # checks
     Control("not-waited", "checker", r"settled\)", _one,
             "an entry does not wait until its checks are settled"),
-    Control("pointer-not-waited", "instructions", r"moving\)", _zero,
+    Control("pointer-not-waited", "sequencer", r"moving\)", _zero,
             "an entry does not wait after a change of pointer",
             reads="CURRENT_VMCS|VMXON_POINTER"),
     Control("register-not-waited", "live", r"changing\)", _zero,
@@ -512,30 +514,30 @@ CONTROL = (
             "checks of the host area do not count"),
     Control("guest-stage", "checker", r"guest_fails\)", _zero,
             "checks of the guest area do not count"),
-    Control("guest-qualification", "", _part("checks", Checks, "qualification"), _zero,
+    Control("guest-qualification", "", r"qualification\) \(sig qualification", _zero,
             "exit qualification of a guest-state failure is always 0"),
     Control("diagnosis-shifted", "", r"diagnosis\)", _doubled, "diagnosis is one row further"),
-    Control("diagnosis-kept", "instructions", r"checked\) \(&", _zero, "diagnosis never changes"),
+    Control("diagnosis-kept", "sequencer", r"checked\) \(&", _zero, "diagnosis never changes"),
     Control("link-not-read", "checker", _part("wants", Wants, "link"), _zero,
             "the word at the VMCS link pointer is not read", reads="LINK_WORD"),
     Control("pdptes-not-read", "checker", _part("wants", Wants, "pdptes"), _zero,
             "page-directory-pointer-table entries are not read", reads="PDPTE"),
     Control("vtpr-not-read", "checker", _part("wants", Wants, "vtpr"), _zero,
             "VTPR is not read", reads="VTPR"),
-    Control("words-kept", "instructions", r"_fetched\) \(const 1'd0", _keeps,
+    Control("words-kept", "sequencer", r"_fetched\) \(const 1'd0", _keeps,
             "words read for one operation serve the next"),
     Control("pdpte-address", "memory", r"offset\) \(\+ \(&", _flipped(5),
             "page-directory-pointer-table entries are read from another place"),
     Control("pdpte-order", "checker", _part("pdptes", PDPTES, "PDPTE0"), _flipped(63),
             "PDPTE0 has another bit 63"),
     # guest functions
-    Control("eptp-kept", "instructions", r"eptp_stb\)", _zero, "VMFUNC changes nothing",
+    Control("eptp-kept", "sequencer", r"eptp_stb\)", _zero, "VMFUNC changes nothing",
             needs="PROC2_ENABLE_VM_FUNCTIONS"),
-    Control("eptp-index", "instructions", r"eptp_index\)", _plus(1),
+    Control("eptp-index", "sequencer", r"eptp_index\)", _plus(1),
             "VMFUNC: EPTP_INDEX one too high", needs="PROC2_EPT_VIOLATION_VE"),
-    Control("shadow-write", "instructions", _command(Command.WRITE), _zero,
+    Control("shadow-write", "sequencer", _command(Command.WRITE), _zero,
             "VMWRITE to a shadow VMCS writes nothing", (1,), 3, "PROC2_VMCS_SHADOWING"),
-    Control("shadow-error", "instructions", _command(Command.WRITE), _zero,
+    Control("shadow-error", "sequencer", _command(Command.WRITE), _zero,
             "an error of an access to a shadow VMCS is not stored", (2,), 3,
             "PROC2_VMCS_SHADOWING"),
 )
@@ -584,7 +586,7 @@ def _plan(capabilities: Capabilities) -> _Plan:
             variants[len(found)] = site, variant
     outcomes = tuple(_outcomes(capabilities))
     for row, part in outcomes:
-        add(f"{row}-{part}", "outcome", row, OUTCOME[part][2])
+        add(f"{row}-{part}", "outcome", row, OUTCOME[part][1])
     controls = tuple(control for control in CONTROL if control.has_work(capabilities))
     for control in controls:
         add(control.id, "control", control.component or "unit", control.words)
@@ -678,10 +680,10 @@ class MutantUnit(wiring.Component):
     def elaborate(self, platform):
         unit = Fragment.get(self._unit, platform)
         components = {"": unit} | {name: part for part, name, _ in unit.subfragments}
-        wrong = [(row, *OUTCOME[part]) for row, part in self._plan.outcomes]
+        instructions = components["instructions"]
         places = [  # all of them before the first is changed
-            (components["instructions"], _of_row(components["instructions"], row, signal), change)
-            for row, signal, change, _ in wrong]
+            (instructions, _of_row(instructions, row, part), OUTCOME[part][0])
+            for row, part in self._plan.outcomes]
         places += [
             (components[control.component], control.find(components[control.component]),
              control.wrong) for control in self._plan.controls]
@@ -696,12 +698,15 @@ class MutantUnit(wiring.Component):
             assignment._rhs = Mux(chosen, wrong(assignment, fragment), assignment.rhs)
 
 
-def _of_row(instructions, row, signal):
-    """The assignments to a signal where a row of instructions.csv decides."""
+def _of_row(instructions, row, part):
+    """The assignments to a part of the decision where a row of instructions.csv decides."""
     number = [row.id for row in INSTRUCTION_ROWS].index(row)
+    places = {name: (field.offset, field.offset + field.width)
+              for name, field in data.Layout.cast(Decision)}
     for statements in _lists(instructions):
-        found = {each.lhs.name: each for each in statements
-                 if hasattr(each, "rhs") and hasattr(each.lhs, "name")}
-        if "_row" in found and found["_row"].rhs.value == number:
-            return [found[signal]]
-    raise LookupError(f"{row}: the unit has no assignment of {signal}")
+        found = {(each.lhs.start, each.lhs.stop): each for each in statements
+                 if hasattr(each, "rhs") and hasattr(each.lhs, "start")}
+        decides = found.get(places["row"])
+        if decides is not None and decides.rhs.value == number:
+            return [found[places[part]]]
+    raise LookupError(f"{row}: the unit has no assignment of {part}")

@@ -239,17 +239,17 @@ class Model:
     # --- Guest events ---
 
     def _event(self, event):
-        rules = self._rules.events[implemented_reason(event.reason).number]
+        row = self._rules.events[implemented_reason(event.reason).number]
         inputs = Inputs(self, FIRST_BOUNDARY=0)
         inputs.cause(event)
         self._read_words(inputs)
-        if rules.undefined(inputs):
+        if row.undefined(inputs):
             return Answer(Outcome.FAULT, vector=INVALID_OPCODE)
-        if rules.exits(inputs):
+        if row.exits(inputs):
             return self._exit("", inputs)
-        if rules.protection(inputs):
+        if row.protection(inputs):
             return Answer(Outcome.FAULT, vector=GENERAL_PROTECTION, error_code=0)
-        return Answer(Outcome.NO_EXIT, value=self._natural(rules.value(inputs)))
+        return Answer(Outcome.NO_EXIT, value=self._natural(row.value(inputs)))
 
     def _boundary(self, boundary):
         """The first event, by priority, that is pending and exits or is delivered."""

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .errors import UsageError
-from .expression import Binary, Const, Expression, Extend, Invert, Symbol, bind
+from .expression import Const, Expression, Extend, Symbol, bind
 from .tables import (
     CAPABILITY_MSRS,
     CHECKS,
@@ -29,7 +29,7 @@ from .tables import (
     Register,
 )
 
-__all__ = ["PRESETS", "WRMSR_RULES", "BoundCheck", "Capabilities"]
+__all__ = ["LIST_STAGE", "PRESETS", "WRMSR_RULES", "BoundCheck", "Capabilities"]
 
 LMA = 1 << 10  # IA32_EFER
 LIST_STAGE = "msr-load"
@@ -168,7 +168,7 @@ class Capabilities:
         """Whether the processor lets a control bit be 1."""
         row = CONTROLS[control]
         word = CONTROL_WORDS[row.word]
-        return bool(self.constants[word.capability_symbol] >> word.allowed_1_low + row.low & 1)
+        return bool(self.constants[word.allowed_symbol] >> row.low & 1)
 
     @cached_property
     def constants(self) -> dict[str, int]:
@@ -181,6 +181,10 @@ class Capabilities:
         values |= {
             word.capability_symbol: self.msr(word.true_capability if true else word.capability)
             for word in CONTROL_WORDS.values() if word.true_capability
+        }
+        values |= {
+            word.allowed_symbol: values[word.capability_symbol] >> word.allowed_1_low
+            for word in CONTROL_WORDS.values()
         }
         return values | {
             "PHYSICAL_WIDTH": self.physical_address_width,
@@ -247,8 +251,7 @@ class Capabilities:
         """Checks that can fail on this processor, in table order."""
         result = {}
         for check in CHECKS.values():
-            violated = Binary(1, "&", check.applies, Invert(1, check.condition))
-            fails = self.bind(violated)
+            fails = self.bind(check.violated)
             if fails != Const(1, 0):
                 result[check.id] = BoundCheck(check, fails)
         return result

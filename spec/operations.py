@@ -179,8 +179,8 @@ class Outcome(Enum):
     ENTRY_FAILURE = "entry failure"  # the host's environment is live
     EXIT = "VM exit"                 # the host's environment is live
     NO_EXIT = "no VM exit"           # the event is the guest's own business
-    ABORT = "VMX abort"              # shutdown; the environment is as before, only a reset helps
     BUS_ERROR = "bus error"          # memory gave an error or no answer; environment as before
+    ABORT = "VMX abort"              # shutdown; the environment is as before, only a reset helps
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-from vmxswitch import checkout
+from vmxswitch.checkout import PROFILES
 from vmxswitch.sim.cases import read_profile
 from vmxswitch.sim.row_cases import Subject
 from vmxswitch.spec.capabilities import PRESETS
 from vmxswitch.spec.errors import UsageError
 
-__all__ = ["PROFILES", "subject_of"]
-
-PROFILES = checkout.ROOT / "tests" / "cases" / "profiles"
+__all__ = ["subject_of"]
 
 
 def subject_of(config: str) -> Subject:

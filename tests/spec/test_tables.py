@@ -21,6 +21,8 @@ from vmxswitch.spec.tables import (
     FIELD_BY_ENCODING,
     FIELDS,
     INSTRUCTIONS,
+    MSRS,
+    REGISTER_BITS,
     STAGES,
     TableError,
 )
@@ -36,9 +38,18 @@ PROCESSORS = [
 
 @pytest.mark.parametrize("table, count", [
     (CHECKS, 321), (FIELDS, 284), (CONTROLS, 146), (ROWS, 121), (EXIT_REASONS, 80), (ERRORS, 28),
+    (MSRS, 30), (REGISTER_BITS, 12),
 ])
 def test_a_table_has_all_its_rows(table, count):
     assert len(table) == count
+
+
+def test_ranges_do_not_overlap():
+    ranges = [(msr.first, msr.last) for msr in MSRS]
+    for bits in [ranges, *([(bit.low, bit.high) for bit in bits]
+                           for bits in REGISTER_BITS.values())]:
+        assert all(low <= high < after for (low, high), (after, _) in zip(
+            bits, [*bits[1:], (1 << 64, 0)], strict=True))
 
 
 @pytest.mark.parametrize("name, key", [
@@ -50,7 +61,9 @@ def test_a_table_has_all_its_rows(table, count):
     ("exit_reasons.csv", ["number"]), ("exit_reasons.csv", ["symbol"]),
     ("instruction_errors.csv", ["number"]), ("instruction_errors.csv", ["symbol"]),
     ("instructions.csv", ["instruction", "order"]),
+    ("msrs.csv", ["first"]), ("msrs.csv", ["name"]),
     ("notation.csv", ["name", "parameters"]),
+    ("register_bits.csv", ["register", "low"]), ("register_bits.csv", ["register", "name"]),
     ("registers.csv", ["register"]), ("symbols.csv", ["symbol"]),
     ("vmcs_fields.csv", ["encoding"]), ("vmcs_fields.csv", ["symbol"]),
     ("vmcs_fields.csv", ["name"]),

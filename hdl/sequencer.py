@@ -48,6 +48,8 @@ class Retired(data.Struct):
     mode_before: Mode
     checked:     1  # it came to the entry checks
     commit:      1  # ``live`` changed owner or went back to the host
+    launched:    1  # at all times: launch state of the current VMCS, 0 if there is none
+    current_vmcs: 64  # at all times: current-VMCS pointer
 
 
 class Sequencer(wiring.Component):
@@ -455,13 +457,19 @@ class Sequencer(wiring.Component):
                 m.d.sync += port.valid.eq(0)
             with m.If(self._finish & mine):
                 m.d.sync += [port.valid.eq(1), port.p.eq(response)]
+        ended = Signal(Retired)
         m.d.sync += [
-            self.retired.valid.eq(self._finish),
-            self.retired.event.eq(self.by_event),
-            self.retired.operation.eq(operation),
-            self.retired.row.eq(self.decision.row),
-            self.retired.code.eq(response.code),
-            self.retired.mode_before.eq(self.mode),
-            self.retired.checked.eq(self.checked),
-            self.retired.commit.eq(self.enter | self.leave),
+            ended.valid.eq(self._finish),
+            ended.event.eq(self.by_event),
+            ended.operation.eq(operation),
+            ended.row.eq(self.decision.row),
+            ended.code.eq(response.code),
+            ended.mode_before.eq(self.mode),
+            ended.checked.eq(self.checked),
+            ended.commit.eq(self.enter | self.leave),
+        ]
+        m.d.comb += [
+            self.retired.eq(ended),
+            self.retired.launched.eq(self.launched),
+            self.retired.current_vmcs.eq(self.current_vmcs),
         ]

@@ -177,6 +177,7 @@ class VmxUnit(wiring.Component):
             sequencer.resident.eq(pointers.resident), sequencer.occupied.eq(pointers.occupied),
             sequencer.slot_pointer.eq(pointers.slot_pointer),
             sequencer.slot_launched.eq(pointers.slot_launched),
+            sequencer.launched.eq(pointers.launched),
         ]
 
         # exits

@@ -153,6 +153,7 @@ struct Machine {
     void look(uint32_t *result) {
         result[MODE_AT] = top.mode;
         get(top.live, result + LIVE_AT);
+        get(top.retired, result + RETIRED_AT);
     }
 };
 
@@ -183,7 +184,6 @@ uint32_t exchange(Machine &machine, const uint32_t *record, uint32_t count, uint
             if constexpr (REQUESTS) get(top.responses_payload, row + RESPONSE_AT);
             else get(top.verdicts_payload, row + RESPONSE_AT);
             row[CYCLES_AT] = machine.cycle - accepted[answers % 2];
-            get(top.retired, row + RETIRED_AT);
             get(top.diagnosis, row + DIAGNOSIS_AT);
             machine.look(row);
         }

@@ -24,11 +24,14 @@ class Memory:
     ----------
     faults : dict of int to Fault
         Words, by address, that fail in transfers of the unit. Software still gets at them.
+    transfers : list of int
+        Addresses of the words that were transferred or failed, in order; may be emptied.
     """
 
     def __init__(self):
         self._words: dict[int, int] = {}
         self.faults: dict[int, Fault] = {}
+        self.transfers: list[int] = []
 
     def clear(self) -> None:
         """Make everything zero and without faults."""
@@ -54,7 +57,9 @@ class Memory:
         self.write(address, size, value)
 
     def _transfer(self, address):
-        if address & -WORD_BYTES in self.faults:
+        word = address & -WORD_BYTES
+        self.transfers.append(word)
+        if word in self.faults:
             raise BusError(f"{address:#x}")
 
     def words(self) -> dict[int, int]:

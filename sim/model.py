@@ -135,11 +135,22 @@ class Model:
         """Present mode."""
         return self._mode
 
+    @property
+    def current_vmcs(self) -> int:
+        """Current-VMCS pointer; all ones if there is none."""
+        return self._current
+
+    @property
+    def launched(self) -> bool:
+        """Whether the current VMCS is launched; False if there is none."""
+        return self._launched
+
     def execute(self, instruction: Instruction) -> Answer:
         """Carry out one VMX instruction in the present environment."""
         if self._mode == Mode.ABORT:
             return Answer(Outcome.ABORT, error=self._abort_code)
         inputs = Inputs(self, instruction)
+        self._memory.transfers = []
         try:
             row = next(row for row, condition in self._rules.instructions[instruction.name]
                        if condition(inputs))
@@ -161,6 +172,7 @@ class Model:
         """
         if self._mode != Mode.NON_ROOT:
             raise UsageError(f"{event}: no guest is running (mode {self._mode.name})")
+        self._memory.transfers = []
         try:
             answer = self._boundary(event) if isinstance(event, Boundary) else self._event(event)
         except BusError:
@@ -213,6 +225,11 @@ class Model:
     def fail_memory(self, address: int, fault: Fault | None) -> None:
         """Let memory fail the unit at the 64-bit word of ``address``, or no longer (None)."""
         self._memory.fail(address, fault)
+
+    @property
+    def transfers(self) -> list[int]:
+        """Addresses of the 64-bit words that the last instruction or event needed of memory."""
+        return self._memory.transfers
 
     def _sample(self):
         self.cycle += 1
@@ -347,6 +364,7 @@ class Model:
         self._move(Transition.VMXON)
 
     def _effect_VMXOFF(self, inputs):
+        self._forget_vmcs()
         self._move(Transition.VMXOFF)
 
     def _effect_VMCLEAR(self, inputs):

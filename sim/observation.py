@@ -74,15 +74,27 @@ PROMPT = Timing()  #: one request at a time, and nothing waits
 
 @dataclass(frozen=True)
 class Observation:
-    """What an operation left behind; ``answer`` is None after the core's own writes."""
+    """What an operation left behind; ``answer`` is None after the core's own writes.
+
+    ``current_vmcs`` and ``launched`` are pointer and launch state of the current VMCS.
+    """
     answer: Answer | None
     mode: Mode
     registers: Mapping[str, int]
+    current_vmcs: int
+    launched: bool
+
+    @property
+    def vmcs(self) -> dict[str, int]:
+        """Pointer and launch state by name."""
+        return {"current_vmcs": self.current_vmcs, "launched": int(self.launched)}
 
     def agrees(self, expected: "Observation") -> bool:
         """Whether all is as expected but for the number of cycles."""
         answer, wanted = self.answer, expected.answer
-        return self.mode == expected.mode and self.registers == expected.registers and (
+        same = (self.mode == expected.mode and self.registers == expected.registers
+                and self.vmcs == expected.vmcs)
+        return same and (
             answer == wanted or None not in (answer, wanted)
             and replace(answer, cycles=0) == replace(wanted, cycles=0))
 
@@ -91,7 +103,9 @@ def observe(port, operations: Iterable[Operation], timing: Timing = PROMPT) -> l
     """Carry out a program and observe each operation but those on memory (None).
 
     On a port that can, all of it is one call, with the given timing; what comes back then only has
-    the members of an :class:`Observation`. An operation that gets no answer ends the list.
+    the members of an :class:`Observation`. Another one must have ``fail_memory``, ``current_vmcs``
+    and ``launched`` beside the members of a ``Port``. An operation that gets no answer ends the
+    list.
     """
     if hasattr(port, "observe"):
         return port.observe(operations, timing)
@@ -121,4 +135,5 @@ def _step(port, operation):
             port.pass_time(ticks)
         case Event() | Boundary():
             answer = port.report(operation)
-    return Observation(answer, port.mode, port.read_registers())
+    return Observation(
+        answer, port.mode, port.read_registers(), port.current_vmcs, port.launched)

@@ -70,6 +70,16 @@ class PysimPort:
         """Present mode."""
         return self._mode
 
+    @property
+    def current_vmcs(self) -> int:
+        """Current-VMCS pointer; all ones if there is none."""
+        return self._retired("current_vmcs")
+
+    @property
+    def launched(self) -> bool:
+        """Whether the current VMCS is launched; False if there is none."""
+        return bool(self._retired("launched"))
+
     def execute(self, instruction: Instruction) -> Answer:
         """Carry out one VMX instruction in the present environment."""
         return self.execute_many([instruction])[0]
@@ -143,6 +153,11 @@ class PysimPort:
                 self._result = error
             self._mode = Mode(ctx.get(self.unit.mode))
             self._job = None
+
+    def _retired(self, name):
+        async def look(ctx):
+            return ctx.get(self.unit.retired[name])
+        return self._run(look)
 
     async def _registers(self, ctx):
         return self._codec.registers(ctx.get(Value.cast(self.unit.live)))

@@ -125,8 +125,9 @@ class VerilatorPort:
             sum((1 << 8 * (place.stop - place.start)) - 1 << 8 * place.start
                 for name, place in self._places.items() if name in names)
             for names in (("MODE", "LIVE"), ("DIAGNOSIS",)))
-        self._checked_bit = Layout(Retired).mask(["checked"])
-        self._checked = self._checked_bit << self._shifts["RETIRED"]
+        self._retired = Layout(Retired)
+        self._checked = self._retired.mask(["checked"]) << self._shifts["RETIRED"]
+        self._always |= self._retired.mask(["current_vmcs", "launched"]) << self._shifts["RETIRED"]
         self._packed = ({}, 0)  # an environment and what ``live`` shows in it
 
     def _build(self, sizes):
@@ -315,7 +316,7 @@ class VerilatorPort:
         return int.from_bytes(row[self._places[name]], "little")
 
     def _answer(self, row, *, event):
-        checked = not event and self._part(row, "RETIRED") & self._checked_bit
+        checked = not event and self._retired.unpack(self._part(row, "RETIRED"))["checked"]
         return self._codec.answer(
             self._part(row, "RESPONSE"), event=event,
             diagnosis=self._part(row, "DIAGNOSIS") if checked else 0,
@@ -324,7 +325,8 @@ class VerilatorPort:
     def _expectation(self, expected):
         """What an observation is made from, as a row of results: its bits and a mask."""
         at = self._shifts
-        bits = expected.mode << at["MODE"] | self._live(expected.registers) << at["LIVE"]
+        bits = (expected.mode << at["MODE"] | self._live(expected.registers) << at["LIVE"]
+                | self._retired.pack(expected.vmcs) << at["RETIRED"])
         mask = self._always
         if (answer := expected.answer) is not None:
             response, response_mask = self._codec.response(answer)
@@ -364,6 +366,12 @@ class CompiledObservation:
     @property
     def registers(self) -> dict[str, int]:
         return self._port._codec.registers(self._port._part(self._row, "LIVE"))
+
+    @property
+    def vmcs(self) -> dict[str, int]:
+        """Pointer and launch state of the current VMCS by name."""
+        retired = self._port._retired.unpack(self._port._part(self._row, "RETIRED"))
+        return {name: retired[name] for name in ("current_vmcs", "launched")}
 
     def agrees(self, expected: Observation) -> bool:
         """Whether all is as expected but for the number of cycles."""

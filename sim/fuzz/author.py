@@ -8,10 +8,11 @@ number alone.
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import NO_VMCS, Event, Instruction, Mode, Outcome
+from vmxswitch.spec.operations import NO_VMCS, Boundary, Event, Instruction, Mode, Outcome
 from vmxswitch.spec.region import SHADOW_BIT, field_offsets
 from vmxswitch.spec.tables import (
     CONTROL_WORDS,
@@ -22,12 +23,13 @@ from vmxswitch.spec.tables import (
     Control,
 )
 
+from ..memory import Fault
 from ..model import Model
-from ..observation import MemoryWrite, RegisterWrites, Timing
+from ..observation import MemoryFault, MemoryWrite, RegisterWrites, Timing
 from ..row_cases import VMCS_POINTER, VMXON_POINTER, RowPair, Subject
 from .coverage import event_reasons
 from .events import guest_events
-from .program import FieldWrites, Region, is_64_bit, revision, vmwrites
+from .program import FieldWrites, Region, Step, is_64_bit, revision, vmwrites
 
 __all__ = ["Author", "pairs_of"]
 
@@ -110,8 +112,9 @@ class Author:
         self._intercepts = [group for group in INTERCEPTS if all(map(capabilities.allows, group))]
         self._vmcs: dict[int, dict[str, int]] = {}  # by pointer: fields as last written
         self._baseline: dict[int, str] = {}         # by pointer: the one it was made from
-        self._launched: set[int] = set()
-        self._current = None                        # pointer
+        self._faults: set[int] = set()              # words of memory that fail
+        #: By mode: operations and the words that they needed.
+        self._needed: dict[Mode, dict[Step, list[int]]] = {mode: {} for mode in Mode}
         self._failed = False                        # the last VM entry
         environments = [*subject.environments().values()]
         environment = environments[-1 if self._random.random() < 0.1 else 0]
@@ -127,6 +130,22 @@ class Author:
 
     def script(self):
         """The program; see :data:`~.differential.Script`."""
+        steps, answer = self._steps(), None
+        with suppress(StopIteration):
+            while True:
+                step, mode = steps.send(answer), self._model.mode
+                answer = yield step
+                self._learn(step, mode, answer)
+
+    def _learn(self, step, mode, answer):
+        if isinstance(step, Instruction | Event | Boundary) and self._model.transfers:
+            self._needed[mode][step] = self._model.transfers
+        match step:
+            case Instruction(name="VMPTRLD") if answer.outcome is Outcome.SUCCEED:
+                self._vmcs.setdefault(
+                    step.pointer, dict.fromkeys(self._capabilities.fields, 0))
+
+    def _steps(self):
         chance = self._random.random
         if self._number < len(self._rows):
             yield from self._row(self._rows[self._number], first=True)
@@ -135,6 +154,8 @@ class Author:
         else:
             yield from self._environment(self._usual)
         for _ in range(self._random.randint(1, MOST_ACTIONS)):
+            if self._random.random() < 0.5:
+                yield from self._mend()
             match self._model.mode:
                 case Mode.OFF:
                     yield from self._outside()
@@ -189,6 +210,7 @@ class Author:
 
     def _finish(self):
         """Show what the unit holds: pointer and launch state in answers, the fields in memory."""
+        yield from self._mend()
         if self._model.mode == Mode.ROOT:
             yield from self._environment(self._usual)
             yield from self._probe()
@@ -204,34 +226,23 @@ class Author:
     def _probe(self):
         """Instructions whose answers tell of the current pointer and its launch state."""
         yield from self._do("VMPTRST")
-        yield from self._do("VMLAUNCH" if self._current in self._launched else "VMRESUME")
+        yield from self._do("VMLAUNCH" if self._model.launched else "VMRESUME")
 
     # --- Instructions, and what is remembered of them ---
 
     def _do(self, name, **operands):
         """Carry out an instruction; returns the answer."""
-        answer = yield Instruction(name, **operands)
-        self._learn(name, operands, answer)
-        return answer
+        return (yield Instruction(name, **operands))
 
-    def _learn(self, name, operands, answer):
-        pointer = operands.get("pointer")
-        match name, answer.outcome:
-            case "VMXON" | "VMXOFF", Outcome.SUCCEED:
-                self._current = None
-            case "VMPTRLD", Outcome.SUCCEED:
-                self._current = pointer
-                self._vmcs.setdefault(pointer, dict.fromkeys(self._capabilities.fields, 0))
-            case "VMCLEAR", Outcome.SUCCEED:
-                self._launched.discard(pointer)
-                if pointer == self._current:
-                    self._current = None
-            case "VMLAUNCH", Outcome.ENTERED:
-                self._launched.add(self._current)
+    @property
+    def _current(self):
+        """Pointer of the current VMCS, None if there is none."""
+        pointer = self._model.current_vmcs
+        return None if pointer == NO_VMCS else pointer
 
     def _enter(self, **operands):
         """VMLAUNCH or VMRESUME, whichever fits the launch state."""
-        name = "VMRESUME" if self._current in self._launched else "VMLAUNCH"
+        name = "VMRESUME" if self._model.launched else "VMLAUNCH"
         answer = yield from self._do(name, **operands)
         self._failed = bool(answer.failing)
         return answer
@@ -252,7 +263,6 @@ class Author:
         word = self._revision if word is None else word
         yield Region(pointer, word, launch, baseline, tuple(changes))
         self._know(pointer, baseline, changes)
-        (self._launched.add if launch & 1 else self._launched.discard)(pointer)
 
     def _know(self, pointer, baseline, changes):
         self._vmcs[pointer] = {**self._subject.baselines[baseline], **dict(changes)}
@@ -348,6 +358,8 @@ class Author:
         odd = self._random.random()
         if odd < 0.1:
             yield from self._any()
+        elif odd > 0.9:
+            yield from self._fault()
         elif odd < 0.2:
             yield from self._oddly("VMXON")
         elif odd < 0.3:
@@ -610,11 +622,34 @@ class Author:
         else:
             yield MemoryWrite(pointer + offset, 8, self._random.getrandbits(64))
 
+    # --- Memory that fails ---
+
+    def _fault(self):
+        """Let a word fail that an operation here has needed before, and repeat the operation."""
+        steps = self._needed[self._model.mode]
+        if not steps:
+            return
+        step = self._random.choice([*steps])
+        word = self._random.choice((steps[step][0], steps[step][-1], *steps[step]))
+        self._faults.add(word)
+        yield MemoryFault(word, self._random.choice((*Fault,)))
+        if isinstance(step, Instruction) and step.name in ("VMLAUNCH", "VMRESUME"):
+            yield from self._enter()
+        else:
+            yield step
+
+    def _mend(self):
+        """Memory is whole again."""
+        for word in sorted(self._faults):
+            yield MemoryFault(word, None)
+        self._faults.clear()
+
     #: What may happen in VMX root operation, with its weight.
     _ROOT = {
         _try: 30, _near_a_bound: 12, _change: 10, _toggle: 6, _load: 6, _access: 6, _oddly: 5,
         _live: 3, _memory: 3, _pointers: 4, _rarely: 4, _inject: 3, _list: 5, _page_table: 2,
         _shadow: 3, _functions: 2, _probe: 3, _intercept: 12, _pae_host: 2,
+        _fault: 12,
     }
 
     # --- In the guest ---
@@ -639,7 +674,7 @@ class Author:
     #: What may happen in the guest, with its weight.
     _GUEST = {
         _happens: 50, _event: 10, _any: 8, _guest_access: 10, _guest_function: 5, _live: 10,
-        _memory: 2, _oddly: 3,
+        _memory: 2, _oddly: 3, _fault: 8,
     }
 
 

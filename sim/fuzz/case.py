@@ -10,7 +10,7 @@ from vmxswitch.spec.tables import EXIT_REASONS, FIELD_BY_ENCODING
 from ..cases import disagreements, read_cases, read_profile
 from ..guest_events import ATTRIBUTES, EVENT_NUMBERS
 from ..model import Model
-from ..observation import MemoryWrite, RegisterWrites, TimePasses
+from ..observation import MemoryFault, MemoryWrite, RegisterWrites, TimePasses
 from ..processor import Processor
 from ..row_cases import VMCS_POINTER, VMXON_POINTER, Subject
 from ..runner import CIRCUMSTANCES, Runner
@@ -91,6 +91,8 @@ def _operations(step, subject):
         case Boundary():
             yield {"op": "guest", "event": {"kind": "boundary"} | {
                 name: int(value) for name, value in vars(step).items()}}
+        case MemoryFault(address, fault):
+            yield {"op": "fault", "addr": address, "kind": fault.name.lower() if fault else "none"}
         case TimePasses(ticks):
             yield {"op": "time", "ticks": ticks}
         case RegisterWrites(values):
@@ -145,6 +147,8 @@ def _looks(difference):
     match difference.what:
         case "mode":
             yield {"op": "vmptrst"}
+        case "vmcs":
+            yield from ({"op": "vmptrst"}, {"op": "vmlaunch"})
         case "registers":
             yield {"op": "dump"}
         case "memory":

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import EDGES, Answer, Boundary, Event, Mode, Outcome
-from vmxswitch.spec.tables import ABORTS, BOUNDARY_EVENTS, CHECKS, EXIT_REASONS
+from vmxswitch.spec.operations import EDGES, Answer, Boundary, Event, Instruction, Mode, Outcome
+from vmxswitch.spec.tables import ABORTS, BOUNDARY_EVENTS, CHECKS, EXIT_REASONS, INSTRUCTIONS
 
 from ..row_cases import unreachable
 from ..rules import rules
@@ -41,9 +41,11 @@ class Coverage:
         By interruption type: events that an entry injected.
     aborts : Counter
         By code: VMX aborts.
+    bus_errors : Counter
+        By name of the instruction, "event", "boundary": operations that memory failed.
     """
     KINDS = ("failing", "alone", "neighbour", "instructions", "edges", "exits", "stays", "faults",
-             "boundaries", "injected", "aborts")
+             "boundaries", "injected", "aborts", "bus_errors")
 
     def __init__(self):
         for kind in self.KINDS:
@@ -53,6 +55,8 @@ class Coverage:
         """Take note of an operation."""
         if answer.outcome is Outcome.ABORT and before != Mode.ABORT:
             self.aborts[answer.error] += 1
+        elif answer.outcome is Outcome.BUS_ERROR:
+            self.bus_errors[_kind(operation)] += 1
         elif isinstance(operation, Boundary):
             self.boundaries[_came_to(answer)] += 1
         elif isinstance(operation, Event):
@@ -88,7 +92,15 @@ class Coverage:
             "boundaries": {what: self.boundaries[what] for what in boundary_outcomes()},
             "injected": {str(kind): self.injected[kind] for kind in INJECTED_TYPES},
             "aborts": {str(code): self.aborts[code] for code in ABORTS},
+            "bus_errors": {
+                kind: self.bus_errors[kind] for kind in (*INSTRUCTIONS, "event", "boundary")},
         }
+
+
+def _kind(operation):
+    if isinstance(operation, Instruction):
+        return operation.name
+    return type(operation).__name__.lower()
 
 
 def _came_to(answer):

@@ -1,7 +1,7 @@
 """Runs a program on the reference model and on another port, and compares them step by step."""
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode, Outcome
@@ -9,6 +9,7 @@ from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode
 from ..model import Model
 from ..observation import (
     PROMPT,
+    MemoryFault,
     MemoryWrite,
     Observation,
     RegisterWrites,
@@ -35,8 +36,8 @@ class Difference:
     step : int
         Number of the step after which they differ.
     what : str
-        "answer", "mode", "registers"; "memory": seen after the last step; "silence": the port gave
-        no answer.
+        "answer", "mode", "registers", "vmcs" (pointer or launch state of the current VMCS);
+        "memory": seen after the last step; "silence": the port gave no answer.
     model, port : object
         Both sides: answers, modes, or values of what differs by name or by address.
     """
@@ -63,8 +64,9 @@ class Differential:
     subject : Subject
         The processor, and the environment in which programs begin.
     make_port : callable
-        Makes the port that is compared with the model, from the capabilities. It needs
-        ``memory_words`` beside the members of a ``Port``.
+        Makes the port that is compared with the model, from the capabilities. Beside the members
+        of a ``Port`` it needs ``memory_words``, ``fail_memory``, and ``observe`` or what that asks
+        for.
     """
 
     def __init__(self, subject: Subject, make_port: Callable):
@@ -132,6 +134,10 @@ class _Trace:
                 model.write_memory(address, size, value)
                 self._note(operation, None, step)
                 return None
+            case MemoryFault(address, fault):
+                model.fail_memory(address, fault)
+                self._note(operation, None, step)
+                return None
             case RegisterWrites(values):
                 model.write_registers(dict(values))
             case Instruction():
@@ -143,7 +149,8 @@ class _Trace:
         registers = model.read_registers()
         if registers != self._registers:  # else one object: comparing it then costs nothing
             self._registers = registers
-        self._note(operation, Observation(answer, model.mode, self._registers), step)
+        self._note(operation, Observation(
+            answer, model.mode, self._registers, model.current_vmcs, model.launched), step)
         if answer is not None:
             self.instructions += 1
             if self._coverage is not None:
@@ -164,11 +171,12 @@ def _first_difference(trace, seen):
     for step, expected, got in zip(trace.steps, trace.expected, seen, strict=False):
         if expected is None or got.agrees(expected):
             continue
-        if not Observation(got.answer, expected.mode, expected.registers).agrees(expected):
+        if not replace(expected, answer=got.answer).agrees(expected):
             return Difference(step, "answer", expected.answer, got.answer)
         if got.mode != expected.mode:
             return Difference(step, "mode", expected.mode, got.mode)
-        return _difference(step, "registers", expected.registers, got.registers)
+        return (_difference(step, "registers", expected.registers, got.registers)
+                or _difference(step, "vmcs", expected.vmcs, got.vmcs))
     if len(seen) < len(trace.operations):
         return Difference(trace.steps[len(seen)], "silence", None, None)
     return None

@@ -6,7 +6,8 @@ from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Outc
 from vmxswitch.spec.region import LAUNCH_OFFSET, field_offsets
 from vmxswitch.spec.tables import EXIT_REASONS, FIELD_BY_ENCODING
 
-from ..observation import MemoryWrite, RegisterWrites, TimePasses
+from ..memory import Fault
+from ..observation import MemoryFault, MemoryWrite, RegisterWrites, TimePasses
 from .differential import Difference, Run
 from .program import FieldWrites, Region, Step
 
@@ -37,6 +38,10 @@ def step_in_words(step: Step) -> str:
             return " ".join([reason, *_others(step, "reason")])
         case Boundary():
             return " ".join(["boundary", *_others(step)])
+        case MemoryFault(address, fault):
+            how = {Fault.ERROR: "answers with an error", Fault.HANG: "does not answer",
+                   None: "answers again"}[fault]
+            return f"memory {address:#x} {how}"
         case TimePasses(ticks):
             return f"timer counts {ticks:#x}"
         case RegisterWrites(values):

@@ -18,6 +18,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Signature
 
 from vmxswitch.hdl.entry_checker import PDPTES, Wants
+from vmxswitch.hdl.expression import Input
 from vmxswitch.hdl.instruction_unit import Decision
 from vmxswitch.hdl.interface import INSTRUCTION_ROWS, Event, Response
 from vmxswitch.hdl.memory_unit import Command
@@ -667,7 +668,8 @@ class MutantUnit(wiring.Component):
         self._plan = _plan(capabilities)
         mutant = Signal(NUMBER_BITS, name="mutant")
         self._conditions = (mutant == found.number for found in self._plan.mutants)
-        rows = {id(site.key): site.combined(self._choose) for site in self._plan.sites}
+        rows = {id(site.key): site.combined(lambda: Input(1, self._choose()))
+                for site in self._plan.sites}
         self._unit = VmxUnit(_Mutated(capabilities, rows))
         ports = self._unit.signature.members
         super().__init__(Signature({**ports, "mutant": In(NUMBER_BITS)}))

@@ -399,11 +399,9 @@ def bind(expression: Expression, known: Mapping[str, int | Expression]) -> Expre
             return expression
         case Bound(_, rule, value):
             return bind(_address_rule(rule, value, known[ADDRESS_RULES[rule]]), known)
-        case Expression():
-            pass
-        case _:
-            return expression  # an input that is no symbol: see vmxswitch.sim.mutants
     children = _children(expression)
+    if not children:  # an input that is no symbol
+        return expression
     parts = {name: bind(child, known) for name, child in children.items()}
     if any(part is not children[name] for name, part in parts.items()):
         expression = replace(expression, **parts)

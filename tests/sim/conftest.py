@@ -77,7 +77,7 @@ class Machine:
 
     def state(self):
         """A copy of all that an operation may change: registers, mode, memory, current VMCS."""
-        kept = vars(self.port) | {"_memory": vars(vars(self.port)["_memory"])}
+        kept = vars(self.port) | {"_memory": self.port.memory_words()}
         return copy.deepcopy({
             name: value for name, value in kept.items()
             if name not in ("capabilities", "cycle", "watcher", "_rules")})

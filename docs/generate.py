@@ -18,6 +18,7 @@ from amaranth.hdl import Shape
 from amaranth.lib import data, stream, wiring
 
 from vmxswitch.hdl import interface
+from vmxswitch.sim.mutation import EXPLAINED
 from vmxswitch.spec import operations, tables
 from vmxswitch.spec.capabilities import PRESETS
 from vmxswitch.spec.expression import Const
@@ -217,6 +218,12 @@ def exits():
     ])
 
 
+def explained():
+    """The mutants that nobody can notice, with the reason."""
+    return _table(["mutant", "why it does what the unit does"],
+                  [(f"`{id}`", reason) for id, reason in EXPLAINED.items()])
+
+
 # --- Text ---
 
 def _named(name):
@@ -258,7 +265,7 @@ def _table(heads, rows):
 PARTS = {
     "about": about, "parameters": parameters, "ports": ports, "struct": struct,
     "enumeration": enumeration, "csv-files": csv_files, "presets": presets, "offered": offered,
-    "not-offered": not_offered, "exits": exits,
+    "not-offered": not_offered, "exits": exits, "explained": explained,
 }
 
 

@@ -1,1 +1,5 @@
-"""VMM model, instruction-level driver, processor environments and the readers of register dumps."""
+"""Software for the unit: VMM and its guests, driver, environments, readers and audits of dumps."""
+
+from .auditing import Audit, audit
+
+__all__ = ["Audit", "audit"]

@@ -5,15 +5,35 @@ the check then passes and no other check fails that passed before. Bits that say
 program runs are left alone: without them it would be another program.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields as attributes
+from typing import Protocol, Self
 
 from vmxswitch.spec.expression import Const, Expression, Member, Slice
 from vmxswitch.spec.tables import CHECKS, FIELDS
 
-from .prediction import Situation
+__all__ = ["Situation", "cure", "cure_all"]
 
-__all__ = ["cure", "cure_all"]
+
+class Situation(Protocol):
+    """What cures are looked for in, such as :class:`vmxswitch.firmware.prediction.Situation`."""
+    values: Mapping[str, int]
+
+    def having(self, changes: Mapping[str, int]) -> Self:
+        """The same with some values changed."""
+
+    def fails(self, check: str) -> bool:
+        """Whether one check fails."""
+
+    def failing(self) -> tuple[str, ...]:
+        """Ids of the failing checks."""
+
+    def expression(self, check: str) -> Expression | None:
+        """What is 1 if the check fails; None if it cannot."""
+
+    def width(self, symbol: str) -> int:
+        """Bits of a VMCS field; 0 for what is none, or is not known."""
+
 
 #: Bits that are the mode of a program: CR0.PE and PG, CR4.PAE, EFER.LME and LMA, the controls
 #: "IA-32e mode guest" and "host address-space size".
@@ -57,15 +77,15 @@ def cure_all(situation: Situation, checks: Sequence[str]) -> dict[str, int] | No
 
 
 def _candidates(situation: Situation, check: str) -> Iterator[tuple[str, int]]:
-    capabilities = situation.capabilities
-    if check not in capabilities.checks:
+    fails = situation.expression(check)
+    if fails is None:
         return
-    nodes = list(_nodes(capabilities.checks[check].fails))
+    nodes = list(_nodes(fails))
     numbers = {number for node in nodes for number in _numbers(node)}
     slices = {(node.low, node.width) for node in nodes if isinstance(node, Slice)}
     for field in CHECKS[check].fields:
-        if field in capabilities.fields and FIELDS[field].access == "rw":
-            bits = capabilities.bits(capabilities.fields[field])
+        bits = situation.width(field)
+        if bits and FIELDS[field].access == "rw":
             present, mode = situation.values[field], MODE_BITS.get(field, 0)
             yield from ((field, value) for value in _near(present, bits, numbers, slices)
                         if not (value ^ present) & mode)

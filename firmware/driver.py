@@ -4,6 +4,8 @@ Ref: Intel SDM (325462), vol. 3C, "VMX Instruction Reference", "Conventions".
 Facts: instructions.csv, instruction_errors.csv, vmcs_fields.csv.
 """
 
+from collections.abc import Sequence
+
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.expression import to_function
 from vmxswitch.spec.operations import Answer, Instruction, Outcome
@@ -20,7 +22,7 @@ from .port import Port
 
 __all__ = [
     "BusError", "Driver", "EntryFailure", "ProcessorFault", "VmExit", "VmFail", "VmFailInvalid",
-    "VmxError", "operand_bits",
+    "VmxAbort", "VmxError", "field_reads", "field_writes", "operand_bits",
 ]
 
 
@@ -96,13 +98,22 @@ class VmExit(VmxError):
         return f"VM exit {self.answer.reason} from the guest"
 
 
+class VmxAbort(VmxError):
+    """VMX abort: the processor has shut down; only a reset helps."""
+
+    @property
+    def outcome(self):
+        return f"VMX abort {self.answer.error}"
+
+
 class BusError(VmxError):
     """Memory answered with an error; nothing was changed."""
 
 
 _ERRORS = {
     Outcome.FAIL_INVALID: VmFailInvalid, Outcome.FAIL_VALID: VmFail, Outcome.FAULT: ProcessorFault,
-    Outcome.ENTRY_FAILURE: EntryFailure, Outcome.EXIT: VmExit, Outcome.BUS_ERROR: BusError,
+    Outcome.ENTRY_FAILURE: EntryFailure, Outcome.EXIT: VmExit, Outcome.ABORT: VmxAbort,
+    Outcome.BUS_ERROR: BusError,
 }
 
 
@@ -110,6 +121,27 @@ def operand_bits(capabilities: Capabilities, registers: dict[str, int]) -> int:
     """Operand size of VMREAD and VMWRITE in an environment: 64 in 64-bit mode, else 32."""
     mode64 = to_function(capabilities.bind(expression("MODE64")))
     return 64 if mode64({f"LIVE_{name}": value for name, value in registers.items()}) else 32
+
+
+def field_reads(bits: int, field: str) -> list[Instruction]:
+    """The VMREADs of a whole field with operands of ``bits``: one, or one for each half."""
+    encoding = FIELDS[field].encoding
+    count = _operands(bits, field)
+    return [Instruction("VMREAD", encoding=encoding | half) for half in range(count)]
+
+
+def field_writes(bits: int, field: str, value: int) -> list[Instruction]:
+    """The VMWRITEs of a whole field with operands of ``bits``: one, or one for each half."""
+    encoding = FIELDS[field].encoding
+    if _operands(bits, field) == 1:
+        return [Instruction("VMWRITE", encoding=encoding, value=value)]
+    return [Instruction("VMWRITE", encoding=encoding, value=value & 0xFFFFFFFF),
+            Instruction("VMWRITE", encoding=encoding | 1, value=value >> 32)]
+
+
+def _operands(bits: int, field: str) -> int:
+    """How many operands take a field: two if one is too narrow and the field has two halves."""
+    return 2 if bits == 32 and FIELDS[field].width_class == "64" else 1
 
 
 class Driver:
@@ -149,19 +181,12 @@ class Driver:
 
     def vmread(self, field: str) -> int:
         """Value of a field, all of it where the operand is wide enough."""
-        encoding = FIELDS[field].encoding
-        value = self._execute("VMREAD", encoding=encoding).value
-        if self._in_halves(field):
-            value |= self._execute("VMREAD", encoding=encoding | 1).value << 32
-        return value
+        answers = [self.execute(read) for read in field_reads(self._bits(field), field)]
+        return sum(answer.value << 32 * half for half, answer in enumerate(answers))
 
     def vmwrite(self, field: str, value: int) -> Answer:
         """Set a field. A value wider than the operand is cut, unless the field has two halves."""
-        encoding = FIELDS[field].encoding
-        if not self._in_halves(field):
-            return self._execute("VMWRITE", encoding=encoding, value=value)
-        self._execute("VMWRITE", encoding=encoding, value=value & 0xFFFFFFFF)
-        return self._execute("VMWRITE", encoding=encoding | 1, value=value >> 32)
+        return [self.execute(write) for write in field_writes(self._bits(field), field, value)][-1]
 
     def vmlaunch(self) -> Answer:
         """Enter the guest of a VMCS that is clear."""
@@ -187,15 +212,30 @@ class Driver:
         """Drop mappings of a VPID."""
         return self._execute("INVVPID", invalidation=invalidation, descriptor=descriptor)
 
-    def _in_halves(self, field: str) -> bool:
-        """Whether one operand is too narrow for a field that has an access to its upper half."""
+    def execute(self, instruction: Instruction, success: Outcome = Outcome.SUCCEED) -> Answer:
+        """Execute one instruction that must end in ``success``."""
+        return self._checked(instruction, self._port.execute(instruction), success)
+
+    def execute_many(self, instructions: Sequence[Instruction],
+                     last: Outcome = Outcome.SUCCEED) -> list[Answer]:
+        """Execute instructions back to back; the last must end in ``last``, the others succeed."""
+        answers = self._port.execute_many(instructions)
+        for number, (instruction, answer) in enumerate(zip(instructions, answers, strict=True), 1):
+            success = last if number == len(instructions) else Outcome.SUCCEED
+            self._checked(instruction, answer, success)
+        return answers
+
+    def _bits(self, field: str) -> int:
+        """Operand size, as far as it counts for ``field``."""
         if FIELDS[field].width_class != "64":
-            return False
-        return operand_bits(self._port.capabilities, self._port.read_registers()) == 32
+            return 64
+        return operand_bits(self._port.capabilities, self._port.read_registers())
 
     def _execute(self, name: str, success: Outcome = Outcome.SUCCEED, **operands) -> Answer:
-        instruction = Instruction(name, **operands)
-        answer = self._port.execute(instruction)
+        return self.execute(Instruction(name, **operands), success)
+
+    @staticmethod
+    def _checked(instruction: Instruction, answer: Answer, success: Outcome) -> Answer:
         if answer.outcome is success:
             return answer
         raise _ERRORS[answer.outcome](instruction, answer)

@@ -18,7 +18,7 @@ Capability Reporting Facility".
 Facts: vmcs_fields.csv, controls.csv, control_words.csv, registers.csv.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from itertools import count
 from typing import NamedTuple
@@ -32,7 +32,10 @@ from .driver import operand_bits
 from .environment import Adjustment, Environment
 from .prediction import Situation
 
-__all__ = ["Plan", "Preparation", "vmcs_fields"]
+__all__ = [
+    "PAGE_BYTES", "PE_PG", "Plan", "Preparation", "fixed_bits", "misfits", "switch_on",
+    "vmcs_fields",
+]
 
 PAGE_BYTES = 4096
 VMXOFF_BYTES = 3            # 0F 01 C4
@@ -99,7 +102,7 @@ class Plan:
     def __init__(self, capabilities: Capabilities, original: Environment, target: Environment,
                  settings: Mapping[str, int]):
         _check_settings(capabilities, settings)
-        self.capabilities, self.original = capabilities, original
+        self.capabilities = capabilities
         running, self.adjustments = _running(original)
         self.start = {name: running.get(name, 0) for name in capabilities.registers}
         self.preparations = _preparations(capabilities, self.start)
@@ -114,7 +117,7 @@ class Plan:
         self.notes = {
             f"HOST_{name}": f"preparation: the target's {target.registers[name]:#x} with what VMX "
                             "operation needs"
-            for name, value in _fixed_bits(capabilities, target.registers).items()
+            for name, value in fixed_bits(capabilities, target.registers).items()
             if value != target.registers[name]}
 
         final = self.fields | self.settings
@@ -133,20 +136,21 @@ class Plan:
         rip_mask = (1 << capabilities.natural_bits) - 1
         self.arrived = self.host | {"RIP": target.registers["RIP"] & rip_mask}
 
-    def misfits(self) -> list[str]:
-        """Registers of the original that this processor lacks or has narrower.
 
-        A missing register is no misfit: the unit does not switch it, so it stays as it is (PAT).
-        The exception is EFER, which is missing only where the processor has none.
-        """
-        present = self.capabilities.registers
+def misfits(capabilities: Capabilities, environment: Environment) -> list[str]:
+    """Registers of an environment that this processor lacks or has narrower.
 
-        def bits(name):
-            if name in present:
-                return self.capabilities.bits(present[name])
-            return 0 if name == "EFER" else REGISTERS[name].bits
+    A missing register is no misfit: the unit does not switch it, so it stays as it is (PAT). The
+    exception is EFER, which is missing only where the processor has none.
+    """
+    present = capabilities.registers
 
-        return [name for name, value in self.original.registers.items() if value >> bits(name)]
+    def bits(name):
+        if name in present:
+            return capabilities.bits(present[name])
+        return 0 if name == "EFER" else REGISTERS[name].bits
+
+    return [name for name, value in environment.registers.items() if value >> bits(name)]
 
 
 def vmcs_fields(capabilities: Capabilities, original: Mapping[str, int],
@@ -159,7 +163,7 @@ def vmcs_fields(capabilities: Capabilities, original: Mapping[str, int],
     is the processor that refuses.
     """
     plan = {field: 0 for field, row in capabilities.fields.items() if row.access == "rw"}
-    host = {**target.registers, **_fixed_bits(capabilities, target.registers)}
+    host = {**target.registers, **fixed_bits(capabilities, target.registers)}
     for name, row in REGISTERS.items():
         if row.field in plan:
             plan[row.field] = original.get(name, 0)
@@ -176,11 +180,21 @@ def vmcs_fields(capabilities: Capabilities, original: Mapping[str, int],
     needed = {"ENTRY_IA32E_MODE_GUEST": original["EFER"] >> 10 & 1,
               "EXIT_HOST_ADDR_SPACE_SIZE": target.long_mode}
     offered = {symbol: capabilities.allows(symbol) for symbol in IF_OFFERED}
-    for symbol, wanted in (offered | needed).items():
-        if wanted:
-            control = CONTROLS[symbol]
-            plan[CONTROL_WORDS[control.word].field] |= 1 << control.low
+    switch_on(plan, [symbol for symbol, wanted in (offered | needed).items() if wanted])
     return plan
+
+
+def switch_on(fields: dict[str, int], controls: Iterable[str]) -> None:
+    """Set control bits in the fields that hold them."""
+    for symbol in controls:
+        control = CONTROLS[symbol]
+        fields[CONTROL_WORDS[control.word].field] |= 1 << control.low
+
+
+def fixed_bits(capabilities: Capabilities, registers: Mapping[str, int]) -> dict[str, int]:
+    """CR0 and CR4 with the bits that VMX operation needs."""
+    return {"CR0": registers["CR0"] | capabilities.msr("CR0_FIXED0") & ~PE_PG,
+            "CR4": registers["CR4"] | capabilities.msr("CR4_FIXED0")}
 
 
 def _check_settings(capabilities: Capabilities, settings: Mapping[str, int]) -> None:
@@ -217,17 +231,11 @@ def _running(original: Environment) -> tuple[dict[str, int], list[Adjustment]]:
     return registers, adjustments
 
 
-def _fixed_bits(capabilities: Capabilities, registers: Mapping[str, int]) -> dict[str, int]:
-    """CR0 and CR4 with the bits that VMX operation needs."""
-    return {"CR0": registers["CR0"] | capabilities.msr("CR0_FIXED0") & ~PE_PG,
-            "CR4": registers["CR4"] | capabilities.msr("CR4_FIXED0")}
-
-
 def _preparations(capabilities: Capabilities, start: Mapping[str, int]) -> list[Preparation]:
     feature_control = start["IA32_FEATURE_CONTROL"]
     if not feature_control & LOCKED:
         feature_control |= LOCKED | OUTSIDE_SMX
-    wanted = _fixed_bits(capabilities, start)
+    wanted = fixed_bits(capabilities, start)
     steps = [Preparation(f"MOV {name}", name, value) for name, value in wanted.items()]
     steps.append(Preparation("WRMSR IA32_FEATURE_CONTROL", "IA32_FEATURE_CONTROL", feature_control))
     return [step for step in steps if step.value != start[step.register]]

@@ -12,9 +12,9 @@ from copy import copy
 from functools import cache
 
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.expression import Slice, to_function
+from vmxswitch.spec.expression import Expression, Slice, to_function
 
-__all__ = ["Situation"]
+__all__ = ["Function", "Situation", "moves"]
 
 Function = Callable[[Mapping[str, int]], int]  # from the values of symbols
 
@@ -26,7 +26,8 @@ def _checks(capabilities: Capabilities) -> dict[str, Function]:
 
 
 @cache
-def _moves(capabilities: Capabilities, column: str) -> dict[str, Function]:
+def moves(capabilities: Capabilities, column: str) -> dict[str, Function]:
+    """What a column of registers.csv, ``entry`` or ``exit``, loads into each register."""
     return {name: to_function(Slice(capabilities.bits(row), value, 0))
             for name, row in capabilities.registers.items()
             for value in [capabilities.bind(getattr(row, column))]}
@@ -83,6 +84,16 @@ class Situation:
         fails = _checks(self.capabilities).get(check)
         return fails is not None and bool(fails(self.values))
 
+    def expression(self, check: str) -> Expression | None:
+        """What is 1 if one check fails; None if it cannot fail on this processor."""
+        bound = self.capabilities.checks.get(check)
+        return None if bound is None else bound.fails
+
+    def width(self, symbol: str) -> int:
+        """Bits of a field of this processor; 0 for what is none."""
+        field = self.capabilities.fields.get(symbol)
+        return 0 if field is None else self.capabilities.bits(field)
+
     def _move(self, column) -> dict[str, int]:
-        moves = _moves(self.capabilities, column)
-        return {name: value(self.values) for name, value in moves.items()}
+        functions = moves(self.capabilities, column)
+        return {name: value(self.values) for name, value in functions.items()}

@@ -1,286 +1,398 @@
-"""The canonical world switch: from one environment to another through a VM entry and a VM exit.
+"""The VMM: guests in turn on one processor, and the canonical world switch.
 
-The original becomes a guest whose first instruction is VMCALL, the target the host that this VMCALL
-exits to and whose first instruction is VMXOFF. So the processor itself, not software, replaces the
-whole environment, at one clock edge. :mod:`~vmxswitch.firmware.plan` says where the two
-instructions are.
+A guest's turn is a VM entry, what happens in the guest, and the VM exit. The VMM enters with
+whatever it has for the guest to deliver, and after the exit a handler
+(:mod:`~vmxswitch.firmware.handlers`) says how to go on. Guests take turns when one idles or its
+time slice is over.
 
-Software runs in the original's environment up to that edge, and in the target's after it.
+At every VM entry what is live is compared with what the guest left, and after every VM exit with
+the VMM's own environment, register by register (:mod:`~vmxswitch.firmware.ledger`).
 
 Ref: Intel SDM (325462), vol. 3C, "VMM Setup & Tear Down", "Preparation and Launching a Virtual
-Machine".
+Machine", "Handling of VM Exits".
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 
 from vmxswitch.spec.errors import UsageError
-from vmxswitch.spec.operations import Answer, Mode
+from vmxswitch.spec.operations import Delivery, Instruction, Outcome
+from vmxswitch.spec.tables import CONTROL_WORDS, CONTROLS
 
-from .carried import NotCarried, not_carried
-from .driver import Driver, EntryFailure, VmxError
-from .environment import Adjustment, Environment, listed
-from .plan import Plan
+from . import world_switch
+from .core import Core
+from .driver import Driver, VmxError, field_reads, field_writes, operand_bits
+from .environment import Environment, listed
+from .exits import ALWAYS_READ, Exit, Reason
+from .guest import SEEN, Alarm, Guest, Refused, Turn
+from .handlers import HANDLERS, Handler, Next, Verdict
+from .host import Memory, VmcsWriter, host_environment, host_registers, is_on
+from .interrupts import Interrupts
+from .ledger import Difference, Ledger
+from .machine import Machine
+from .msrs import Msrs
+from .plan import misfits
 from .port import Port
-from .refusal import Refusal, explain, explain_checks, together
-from .watch import MIXED, ORIGINAL, TARGET, OwnerChange, Version, Watch
+from .prediction import Situation
+from .program import Cpu, Program
+from .refusal import explain, explain_checks
 
-__all__ = ["Step", "SwitchResult", "Vmm"]
+__all__ = ["Vmm"]
 
-
-@dataclass(frozen=True)
-class Step:
-    """One thing that the software or the processor did.
-
-    ``cycle`` is the clock cycle after it, ``owner`` whose environment is live then, ``changed`` the
-    live registers that it changed: name -> (before, after).
-    """
-    instruction: str
-    cycle: int
-    mode_before: Mode
-    mode_after: Mode
-    owner: str
-    changed: Mapping[str, tuple[int, int]]
-    note: str = ""
-
-    def as_dict(self) -> dict:
-        """The form that JSON outputs use."""
-        return {
-            "instruction": self.instruction, "cycle": self.cycle,
-            "mode_before": self.mode_before.name, "mode_after": self.mode_after.name,
-            "owner": self.owner, "note": self.note,
-            "changed": {name: list(values) for name, values in self.changed.items()},
-        }
-
-
-@dataclass(frozen=True)
-class SwitchResult:
-    """What a switch came to.
-
-    Attributes
-    ----------
-    refused_by : tuple of Refusal
-        Every row that refuses; empty if the target was reached.
-    cures : mapping of str to int, optional
-        Fields and values that together cure all failing entry checks, if they could be found.
-    steps : tuple of Step
-        In order, up to the one that was refused.
-    changes : tuple of OwnerChange
-        Every edge at which ``live`` changed owner, as seen in the cycles. A VM entry that fails
-        beyond its host checks ends in the target too: the processor then loads the host area.
-    mixed_cycles : tuple of int
-        Cycles that showed no whole environment.
-    checked_cycles, total_cycles : int
-        Cycles that were compared; cycles of the run, from the original being loaded.
-    entry_cycles, exit_cycles : int
-        VMLAUNCH, and VMCALL, to the commit; 0 where the backend has no clock.
-    start, final : mapping of str to int
-        Live registers with the original loaded, and in the end.
-    adjusted : tuple of Adjustment
-        What the processor holds differently from what the dumps show; ``why`` names the dump.
-    not_carried : tuple of NotCarried
-        Registers of the target that are not as the target had them.
-    misfits : tuple of str
-        Registers of the original that the processor lacks or has narrower, so that nothing could be
-        tried.
-    """
-    refused_by: tuple[Refusal, ...]
-    cures: Mapping[str, int] | None
-    steps: tuple[Step, ...]
-    changes: tuple[OwnerChange, ...]
-    mixed_cycles: tuple[int, ...]
-    checked_cycles: int
-    total_cycles: int
-    entry_cycles: int
-    exit_cycles: int
-    start: Mapping[str, int]
-    final: Mapping[str, int]
-    adjusted: tuple[Adjustment, ...]
-    not_carried: tuple[NotCarried, ...]
-    misfits: tuple[str, ...] = ()
-
-    @property
-    def switched(self) -> bool:
-        """Whether the target was reached."""
-        return not self.refused_by
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing was mixed, and ``live`` went to the target once and never back."""
-        reached = self.switched or bool(self.changes)
-        return (not self.mixed_cycles and all(step.owner != MIXED for step in self.steps)
-                and [owner for _, owner in self.changes] == [TARGET] * reached)
-
-    def as_dict(self) -> dict:
-        """The object that ``vmxswitch switch --json`` prints."""
-        return {
-            "result": "switched" if self.switched else "refused",
-            "refused_by": [refusal.as_dict() for refusal in self.refused_by],
-            "owner_changes": len(self.changes),
-            "mixed_cycles": len(self.mixed_cycles),
-            "checked_cycles": self.checked_cycles,
-            "cycles": {"total": self.total_cycles, "entry": self.entry_cycles,
-                       "exit": self.exit_cycles},
-            "steps": [step.as_dict() for step in self.steps],
-            "adjusted": [adjustment.as_dict() for adjustment in self.adjusted],
-            "final": dict(self.final),
-            "not_carried": [register.as_dict() for register in self.not_carried],
-        }
+STI_MOV_SS = 0b11  # interruptibility
+HALTED = 1         # activity state
+#: Exceptions that exit, to be shown in the timeline and reflected: #DB, #PF, #AC.
+WATCHED = 1 << 1 | 1 << 14 | 1 << 17
+#: Controls that wait for a window, and what each needs.
+WINDOWS = {"PROC1_INTR_WINDOW_EXITING": "", "PROC1_NMI_WINDOW_EXITING": "PIN_VIRTUAL_NMIS"}
+PRIMARY = CONTROL_WORDS["proc1"].field
 
 
 class Vmm:
-    """Software that switches worlds on a processor with the unit.
+    """Software that runs guests, or moves the processor between worlds.
 
     Parameters
     ----------
     port : Port
-        The processor. Every switch resets it first.
+        The processor. The first guest, and every switch, resets it.
+    quantum : int
+        Time slice of a guest in cycles; kept only if the processor has a VMX-preemption timer.
+    msr_lists : bool
+        Switch by MSR lists what a VM entry and exit leave alone and a list may load, such as
+        IA32_LSTAR. Without, the guests share these MSRs.
+    handlers : mapping of Reason to Handler
+        What to do about VM exits; each is asked for its reason.
+
+    Attributes
+    ----------
+    machine : Machine
+        Time and interrupts.
+    guests : dict of str to Guest
+        By name.
+    interrupts : Interrupts
+        Gives guests interrupts, now or later.
+    has_timer : bool
+        Time slices are kept: the processor has a VMX-preemption timer. Known once there was a
+        guest, as is ``msrs``.
+    msrs : Msrs
+        Which MSRs are switched, and how.
     """
-    def __init__(self, port: Port):
-        self._port = port
+    def __init__(self, port: Port, *, quantum: int = 3_000, msr_lists: bool = True,
+                 handlers: Mapping[Reason, Handler] = HANDLERS):
+        if quantum < 1:
+            raise UsageError(f"a time slice of {quantum} cycles is not above 0")
+        self._port, self._quantum, self._handlers = port, quantum, handlers
+        self._uses_lists = msr_lists
+        self._capabilities = port.capabilities
+        self._driver = Driver(port)
+        self.machine = Machine()
+        self.guests: dict[str, Guest] = {}
+        self._numbers = count(1)
+        self._turns = count(1)
+        self.interrupts = Interrupts(self.machine, self.guests)
+        self._memory: Memory | None = None  # None: not started
+        self._running: Guest | None = None  # whose time slice it is
+        self._slice_end = 0
+        self._current: Guest | None = None  # whose VMCS is current
 
     def switch(self, original: Environment, target: Environment,
-               settings: Mapping[str, int] | None = None) -> SwitchResult:
-        """Load ``original`` into the processor and move the processor to ``target``.
+               settings: Mapping[str, int] | None = None) -> world_switch.SwitchResult:
+        """Move the processor from ``original`` to ``target``: see :func:`.world_switch.switch`.
 
-        ``settings`` are VMCS fields that software sets after it has filled the VMCS.
+        Raises :exc:`UsageError` while there are guests, too.
+        """
+        if self.guests:
+            raise UsageError(f"{listed(list(self.guests))} would be lost: a switch resets the "
+                             "processor; destroy the guests first")
+        self._memory = None
+        return world_switch.switch(self._port, original, target, settings)
 
-        An original in IA-32e mode on a processor without it is refused by the entry checks that its
-        VMCS fails, without a try: the processor could not hold it.
+    # --- Guests come and go ---
+
+    def create(self, environment: Environment, program: Program, name: str) -> Guest:
+        """Make a guest of an environment, which will live by a program.
 
         Raises
         ------
+        :exc:`Refused`
+            If the tables say that the processor will not enter it.
         :exc:`UsageError`
-            If this processor cannot hold the original for another reason, if the original cannot
-            execute instructions, or if a setting names no field of this processor or is too wide.
+            If the name is taken, or the processor cannot hold the environment.
         """
-        original, target = original.adjusted(), target.adjusted()
-        plan = Plan(self._port.capabilities, original, target, settings or {})
-        run = _Run(self._port, plan)
-        if not (misfits := plan.misfits()):
-            refused_by = run.sequence()
-        elif original.long_mode and not plan.capabilities.intel64:
-            refused_by = explain_checks(plan.situation.failing(), plan.situation, curable=False)
-        else:
-            raise UsageError(f"{original.source}: the {plan.capabilities.name} processor lacks "
-                             f"{listed(misfits)}, or has it narrower; choose another processor")
-        return run.result(refused_by, original, target, misfits)
+        if name in self.guests:
+            raise UsageError(f"there is a guest {name!r} already; give this one another name")
+        if self._memory is None:
+            self._start()
+        environment = environment.adjusted()
+        pages = [self._memory.allocate() for _ in range(3)]
+        try:
+            guest = self._guest(environment, name, *pages)
+        except (Refused, UsageError):
+            self._memory.free(*pages)
+            raise
+        guest.cpu.start(program)
+        for vector, period in guest.cpu.timers.items():
+            self.interrupts.set_alarm(guest, Alarm(vector, self.machine.now + period, period))
+        self.guests[name] = guest
+        return guest
 
+    def _guest(self, environment, name, region, msr_list, ept_root):
+        """A guest whose VMCS is filled, and current."""
+        capabilities, memory, number = self._capabilities, self._memory, next(self._numbers)
+        fields = self._writer.fields(environment, number, self.machine.now, ept_root)
+        fields["EXCEPTION_BITMAP"] = WATCHED
+        fields |= self.msrs.fields(msr_list, memory.host_list)
+        self._ask_tables(name, environment, fields, region)
+        registers = {register: environment.registers.get(register, 0)
+                     for register in capabilities.registers}
+        ledger = Ledger(capabilities, *map(self.msrs.listed, (registers, self._host)))
+        ledger.written(fields)
+        memory.write_region(region)
+        self.msrs.write_list(memory, msr_list, registers)
+        self._driver.vmclear(region)
+        self._driver.execute_many([Instruction("VMPTRLD", pointer=region), *self._writes(fields)])
+        nested = set() if is_on(capabilities, fields, "PROC2_ENABLE_EPT") else None
+        guest = self._current = Guest(
+            name, number, environment, Cpu(number, registers, self.msrs.names, nested),
+            region, msr_list, ept_root, fields[PRIMARY], ledger,
+            {field: fields[field] for field in SEEN})
+        guest.blocked = environment.registers["ACTIVITY"] == HALTED
+        return guest
 
-class _Run:
-    """One switch on a port, step by step, with every cycle watched."""
-
-    def __init__(self, port: Port, plan: Plan):
-        self._port, self._plan = port, plan
-        self._watch = Watch(ORIGINAL)
-        self._steps: list[Step] = []
-        self._live = {ORIGINAL: plan.start, TARGET: plan.host} # as it is now, or would be
-        self._before: Mapping[str, int] = {}                   # what was live before a step
-        self._cycles = self._entry_cycles = self._exit_cycles = 0
-
-    def sequence(self) -> tuple[Refusal, ...]:
-        """Carry out the switch; return what refused it."""
-        port, plan = self._port, self._plan
+    def _start(self):
+        """Switch the processor on, in the VMM's environment, and enter VMX operation."""
+        capabilities, port = self._capabilities, self._port
+        host = host_environment(capabilities)
         port.reset()
-        port.write_registers(plan.start)
-        for region in (plan.vmxon_region, plan.vmcs_region):
-            port.write_memory(region, 4, plan.capabilities.revision)
-        self._before = port.read_registers()
-        first_cycle, previous = port.cycle, port.watcher
+        self._memory = memory = Memory(port)
+        self._host = host_registers(capabilities, host)
+        port.write_registers(self._host)
+        self._bits = operand_bits(capabilities, self._host)
+        self._writer = VmcsWriter(capabilities, host, memory)
+        like = self._writer.fields(host, 1, 0, memory.vmxon)  # what all guests have in common
+        self.has_timer = is_on(capabilities, like, "PIN_ACTIVATE_PREEMPTION_TIMER")
+        self._core = Core(port, self.machine, counts=self.has_timer,
+                          acknowledges=is_on(capabilities, like, "EXIT_ACK_INTR_ON_EXIT"))
+        self.machine.masked = not is_on(capabilities, like, "PIN_EXT_INTR_EXITING")
+        self._saves_timer = is_on(capabilities, like, "EXIT_SAVE_PREEMPTION_TIMER")
+        self._timer_rate = capabilities.msr("IA32_VMX_MISC") & 0x1F
+        self._offered = [control for control, needs in WINDOWS.items()
+                         if capabilities.allows(control) and (
+                             not needs or is_on(capabilities, like, needs))]
+        self.msrs = Msrs(port, like, self._uses_lists, self.read)
+        memory.write_region(memory.vmxon)
+        self.msrs.write_list(memory, memory.host_list, self._host)
+        if is_on(capabilities, like, "PROC1_USE_MSR_BITMAPS"):
+            memory.write_bitmaps(self.msrs.names.keys() - self.msrs.shared.keys())
+        self._driver.vmxon(memory.vmxon)
 
-        def watcher(sample):
-            self._watch(sample)
-            if previous is not None:
-                previous(sample)
+    def _ask_tables(self, name, environment, fields, region):
+        """Refuse what the processor would refuse."""
+        capabilities = self._capabilities
+        has_ept = is_on(capabilities, fields, "PROC2_ENABLE_EPT")
+        situation = Situation(capabilities, fields, self._host, {
+            "IN_VMX": 1, "CURRENT_VMCS": region, "VMXON_POINTER": self._memory.vmxon,
+            **{f"PDPTE{n}": fields[f"GUEST_PDPTE{n}"] if has_ept else 0 for n in range(4)}})
+        if failing := situation.failing():
+            raise Refused(name, explain_checks(failing, situation, curable=False))
+        if found := misfits(capabilities, environment):
+            raise UsageError(f"{environment.source}: the {capabilities.name} processor lacks "
+                             f"{listed(found)}, or has it narrower; choose another processor")
 
-        port.watcher = watcher
-        self._expect()
+    def stop(self, guest: Guest, why: str) -> None:
+        """Do not enter a guest again."""
+        guest.stopped = why
+        guest.alarms.clear()
+
+    def destroy(self, guest: Guest) -> None:
+        """Take a guest's VMCS from the processor, and give its memory back."""
+        self._driver.vmclear(guest.region)
+        self._memory.free(guest.region, guest.msr_list, guest.ept_root)
+        self.stop(guest, "destroyed")
+        del self.guests[guest.name]
+        self.interrupts.forget(guest)
+        if self._current is guest:
+            self._current = None
+        if self._running is guest:
+            self._running = None
+
+    # --- Turns ---
+
+    def run(self, turns: int) -> Iterator[Turn]:
+        """Give so many turns, and fewer only if no guest will ever run again.
+
+        Raises
+        ------
+        :exc:`Refused`
+            If the processor does not enter a guest.
+        :exc:`~.core.Shutdown`
+            If a VM exit ends in a VMX abort.
+        """
+        for _ in range(turns):
+            if (guest := self._next()) is None:
+                return
+            yield self._turn(guest)
+
+    @property
+    def slice_over(self) -> bool:
+        """Whether the guest that runs has had its time; true a tick of the timer early."""
+        return self.machine.now + (1 << self._timer_rate) > self._slice_end
+
+    def _next(self) -> Guest | None:
+        """Whose turn it is; time passes if all are idle."""
+        self.interrupts.ring()
+        while True:
+            guest = self._running
+            if guest is not None and guest.runnable and self.machine.now < self._slice_end:
+                return guest
+            if (guest := self._after(guest)) is not None:
+                self._running, self._slice_end = guest, self.machine.now + self._quantum
+                return guest
+            if not self.interrupts.sleep():
+                return None
+
+    def _after(self, guest):
+        """The first guest that may run, in a circle from the one after ``guest``."""
+        guests = list(self.guests.values())
+        start = guests.index(guest) + 1 if guest in guests else 0
+        return next((other for other in guests[start:] + guests[:start] if other.runnable), None)
+
+    def _turn(self, guest: Guest) -> Turn:
+        machine, start = self.machine, self.machine.now
+        load, entry = self._enter(guest)
+        differences = self._found(guest)
+        cpu = guest.cpu
+        answer = self._core.stay(cpu, entry.delivery)
+        host_registers = self._port.read_registers()
+        exit = self._read_exit(guest)
+        guest.ledger.left(cpu.registers, exit)
+        host_differences = guest.ledger.host_differences(host_registers)
+        verdict = self._handle(guest, exit)
+        return Turn(
+            next(self._turns), guest.name, start, machine.now - start,
+            None if entry.delivery is None else entry.delivery.information & 0xFF,
+            exit.reason, exit.words, verdict.done,
+            None if load is None else load.cycles, entry.cycles, answer.cycles,
+            differences, host_differences)
+
+    def _enter(self, guest):
+        """VM entry; returns the answers to VMPTRLD, if there was one, and to the entry."""
+        self._prepare(guest)
+        loads = [] if guest is self._current else [Instruction("VMPTRLD", pointer=guest.region)]
+        entry = Instruction("VMRESUME" if guest.launched else "VMLAUNCH")
+        guest.ledger.written(guest.writes)
         try:
-            self._in_the_original()
-            self._in_the_target()
+            answers = self._driver.execute_many(
+                [*loads, *self._writes(guest.writes), entry], Outcome.ENTERED)
         except VmxError as error:
-            return explain(error, plan.situation.running(self._before))
-        finally:
-            self._cycles, port.watcher = port.cycle - first_cycle, previous
-        return ()
+            self._current = guest
+            self.stop(guest, "the processor does not enter it")
+            situation = Situation(
+                self._capabilities, guest.ledger.values, self._port.read_registers(), {})
+            raise Refused(guest.name, explain(error, situation)) from error
+        self._current, guest.launched = guest, True
+        guest.writes, guest.injection = {}, None
+        return answers[0] if loads else None, answers[-1]
 
-    def _in_the_original(self):
-        """What the software does in the original's environment, up to the entry as a guest."""
-        port, plan, driver = self._port, self._plan, Driver(self._port)
-        for instruction, register, value in plan.preparations:
-            self._step(instruction, partial(port.write_registers, {register: value}),
-                       original=self._live[ORIGINAL] | {register: value},
-                       note=f"preparation: {self._before[register]:#x} to {value:#x}")
-        for instruction, region in ((driver.vmxon, plan.vmxon_region),
-                                    (driver.vmclear, plan.vmcs_region),
-                                    (driver.vmptrld, plan.vmcs_region)):
-            self._step(instruction.__name__.upper(), partial(instruction, region),
-                       note=f"region at {region:#x}")
-        for fields, notes in ((plan.fields, plan.notes),
-                              (plan.settings, dict.fromkeys(plan.settings, "as set by the user"))):
-            for field, value in fields.items():
-                why = f", {notes[field]}" if field in notes else ""
-                self._step(f"VMWRITE {field}", partial(driver.vmwrite, field, value),
-                           note=f"{value:#x}{why}")
-        answer = self._step("VMLAUNCH", driver.vmlaunch, original=plan.guest,
-                            note="the original runs on as a guest, at its VMCALL")
-        self._entry_cycles = answer.cycles
+    def _found(self, guest):
+        """Compare what is live with what the guest left, and let it go on from there."""
+        guest.cpu.registers = found = self._port.read_registers()
+        return guest.ledger.guest_differences(found)
 
-    def _in_the_target(self):
-        """The exit to the target, and what the software does there."""
-        port, plan, driver = self._port, self._plan, Driver(self._port)
-        answer = self._step("VMCALL", driver.vmcall,
-                            note="the target runs as the host, at its VMXOFF")
-        self._exit_cycles = answer.cycles
-        self._step("VMXOFF", driver.vmxoff)
-        self._step("JMP", partial(port.write_registers, {"RIP": plan.arrived["RIP"]}),
-                   target=plan.arrived, note="to the target's own instruction pointer")
+    def _read_exit(self, guest):
+        fields = self._read_many(ALWAYS_READ)
+        guest.seen = {field: fields[field] for field in SEEN}
+        return Exit(fields)
 
-    def _step(self, instruction: str, action: Callable[[], Answer | None], note: str = "",
-              **becomes: Mapping[str, int]) -> Answer | None:
-        """Do one thing; ``becomes`` says which environments it changes, and into what."""
-        port, failed, answer = self._port, None, None
-        mode, before = port.mode, self._before
-        self._expect(**becomes)
-        try:
-            answer = action()
-        except VmxError as error:
-            failed, note, becomes = error, error.reason, {}
-            if isinstance(error, EntryFailure):
-                becomes = {TARGET: self._plan.failed_host}
-        self._live |= becomes
-        self._expect()
-        after = port.read_registers()
-        changed = {name: (before[name], value) for name, value in after.items()
-                   if before[name] != value}
-        self._steps.append(Step(instruction, port.cycle, mode, port.mode, self._watch.whose(after),
-                                changed, note))
-        if failed:
-            raise failed
-        self._before = after
-        return answer
+    def _handle(self, guest, exit) -> Verdict:
+        guest.injection = exit.interrupted
+        if exit.reason in self._handlers:
+            verdict = self._handlers[exit.reason](self, guest, exit)
+        else:
+            verdict = Verdict(Next.STOP, "stopped: no handler for it")
+        self.interrupts.ring()
+        match verdict.next:
+            case Next.STOP:
+                self.stop(guest, f"{exit.words}: {verdict.done}")
+            case Next.YIELD:
+                self._slice_end = self.machine.now
+            case Next.BLOCK:
+                guest.blocked = not self.interrupts.wakes(guest)
+            case Next.RESUME if guest.seen["GUEST_ACTIVITY_STATE"] == HALTED:
+                guest.blocked = not self.interrupts.wakes(guest) and guest.injection is None
+        if guest.blocked:  # whoever wakes begins a new slice
+            self._slice_end = self.machine.now
+        return verdict
 
-    def _expect(self, **becomes: Mapping[str, int]) -> None:
-        """Tell the watch what may be live now, and what during a step that changes it."""
-        self._watch.expect(*(
-            Version(owner, registers) for owner, now in self._live.items()
-            for registers in (now, becomes.get(owner, now))))
+    def check(self, guest: Guest) -> tuple[Difference, ...]:
+        """How the guest-state area differs from what the guest's last turn left there.
 
-    def result(self, refused_by: tuple[Refusal, ...], original: Environment, target: Environment,
-               misfits: list[str]) -> SwitchResult:
-        """What it came to."""
-        plan, watch = self._plan, self._watch
-        final = self._port.read_registers() if self._steps else {}
-        adjusted = [
-            replace(adjustment, why=f"{owner}: {adjustment.why}")
-            for owner, adjustments in ((ORIGINAL, [*original.adjustments, *plan.adjustments]),
-                                       (TARGET, target.adjustments))
-            for adjustment in adjustments]
-        cures = None if misfits else together(refused_by, plan.situation)
-        return SwitchResult(
-            refused_by, cures, tuple(self._steps),
-            tuple(watch.changes), tuple(watch.mixed_cycles), watch.checked_cycles,
-            self._cycles, self._entry_cycles, self._exit_cycles,
-            plan.start, final, tuple(adjusted),
-            () if refused_by else not_carried(target, original.registers | final), tuple(misfits))
+        What a guest finds in its registers is compared at its entries; this is for the end.
+        """
+        if guest is not self._current:
+            self._driver.vmptrld(guest.region)
+            self._current = guest
+        return guest.ledger.area_differences(self._read_many(
+            field for field, row in self._capabilities.fields.items()
+            if row.area == "guest-state"))
+
+    # --- What an entry brings with it ---
+
+    def _prepare(self, guest):
+        """Choose the event to inject, the windows to wait for and the timer's value."""
+        if guest.injection is None:
+            guest.injection = self.interrupts.taken(guest)
+        if (event := guest.injection) is not None:
+            guest.writes |= {
+                "VM_ENTRY_INTR_INFO": event.information,
+                "VM_ENTRY_EXCEPTION_ERROR_CODE": event.error_code,
+                "VM_ENTRY_INSTRUCTION_LENGTH": event.length}
+        wanted = zip(WINDOWS, (bool(guest.pending), guest.nmi), strict=True)
+        windows = sum(1 << CONTROLS[control].low
+                      for control, waits in wanted if waits and control in self._offered)
+        if windows != guest.windows:
+            guest.windows = windows
+            guest.writes[PRIMARY] = guest.controls | windows
+        if self.has_timer:
+            end = min([self._slice_end, *(alarm.due for alarm in guest.alarms.values())])
+            if end != guest.timer_end or not self._saves_timer:
+                guest.timer_end = end
+                ticks = end - self.machine.now >> self._timer_rate
+                guest.writes["VMX_PREEMPTION_TIMER_VALUE"] = max(ticks, 1)  # 0: nothing runs
+
+    # --- For handlers, and for whoever owns the VMM ---
+
+    def inject(self, guest: Guest, event: Delivery) -> None:
+        """Let the next entry deliver an event, whatever the guest is doing."""
+        guest.injection, guest.blocked = event, False
+
+    def skip(self, guest: Guest, exit: Exit) -> None:
+        """Let the guest go on behind the instruction that exited."""
+        mask = (1 << self._capabilities.natural_bits) - 1
+        guest.writes["GUEST_RIP"] = exit.fields["GUEST_RIP"] + exit.length & mask
+        blocking = exit.fields["GUEST_INTERRUPTIBILITY_STATE"]
+        if blocking & STI_MOV_SS:
+            guest.writes["GUEST_INTERRUPTIBILITY_STATE"] = blocking & ~STI_MOV_SS
+
+    def read(self, guest: Guest, field: str) -> int:
+        """A field of the guest that has just exited, as the next entry will find it."""
+        if field in guest.writes:
+            return guest.writes[field]
+        return self._driver.vmread(field)
+
+    def guest_tsc(self, guest: Guest) -> int:
+        """The time-stamp counter as the guest sees it."""
+        return self.machine.now + guest.ledger.values["TSC_OFFSET"] & (1 << 64) - 1
+
+    def _read_many(self, fields: Iterable[str]) -> dict[str, int]:
+        """VMREAD of several fields of the current VMCS."""
+        reads = [(field, read) for field in fields for read in field_reads(self._bits, field)]
+        answers = self._driver.execute_many([read for _, read in reads])
+        found: dict[str, int] = {}
+        for (field, read), answer in zip(reads, answers, strict=True):
+            found[field] = found.get(field, 0) | answer.value << 32 * (read.encoding & 1)
+        return found
+
+    def _writes(self, fields):
+        return [write for field, value in fields.items()
+                for write in field_writes(self._bits, field, value)]

@@ -8,6 +8,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from vmxswitch.spec.capabilities import WRMSR_RULES, Capabilities
+from vmxswitch.spec.expression import symbols
 from vmxswitch.spec.tables import expression
 
 from .expression import lower
@@ -127,13 +128,19 @@ class EntryChecker(wiring.Component):
                     m.d.comb += self.qualification.eq(row.check.failure.qualification)
 
         m.d.sync += [
-            self.wants.vtpr.eq(lower(self._capabilities.reads("VTPR"), values)),
-            self.wants.link.eq(lower(self._capabilities.reads("LINK_WORD"), values)),
-            self.wants.pdptes.eq(lower(self._capabilities.reads("PDPTE0"), values) & ~uses_ept),
+            self.wants.vtpr.eq(self._reads("VTPR", values)),
+            self.wants.link.eq(self._reads("LINK_WORD", values)),
+            self.wants.pdptes.eq(self._reads("PDPTE0", values) & ~uses_ept),
         ]
         m.d.comb += self.list_failing.eq(Cat(
             lower(row.fails, self._list_symbols()) for row in self._list_rows))
         return m
+
+    def _reads(self, symbol, values):
+        """Whether a check that reads the symbol applies: 1 where memory must be read for it."""
+        readers = [row.check for row in self._rows if symbol in symbols(row.check.condition)]
+        return Cat(
+            lower(self._capabilities.bind(check.applies), values) for check in readers).any()
 
     def _list_symbols(self):
         entry = {name: self.list_entry[name] for name, _ in data.Layout.cast(ListEntry)}

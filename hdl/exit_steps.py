@@ -28,7 +28,7 @@ class ExitSteps(wiring.Component):
     """Goes through the VM-exit MSR-store list, the host's PDPTEs and the VM-exit MSR-load list.
 
     Everything that goes wrong, an error of memory included, ends in a VMX abort, whose indicator it
-    writes unless memory fails there too. Nothing has gone live by then.
+    writes. Nothing has gone live by then.
 
     Parameters
     ----------
@@ -53,8 +53,6 @@ class ExitSteps(wiring.Component):
         The current VMCS and its pointer, the running environment and the present mode.
     memory : Out(CommandSignature)
         To and from the memory unit, while ``busy``.
-    host : Out(1)
-        A FETCH is for the host's page-directory-pointer-table entries.
     list_entry : In(ListEntry)
         Entry of the MSR list at hand.
     list_fails : In(1)
@@ -71,7 +69,7 @@ class ExitSteps(wiring.Component):
             "abort": Out(3),
             "fields": In(field_layout(capabilities)), "live": In(register_layout(capabilities)),
             "mode": In(Mode), "current_vmcs": In(64), "memory": Out(CommandSignature()),
-            "host": Out(1), "list_entry": In(ListEntry), "list_fails": In(1),
+            "list_entry": In(ListEntry), "list_fails": In(1),
             "host_pdptes": In(PDPTES), "stage_stb": Out(1), "unstage": Out(1),
         })
 
@@ -124,6 +122,10 @@ class ExitSteps(wiring.Component):
             m.d.comb += [memory.command.eq(what), memory.address.eq(address),
                          memory.w_word.eq(word), memory.start.eq(1)]
 
+        def end(abort=0):
+            m.d.comb += [self.done.eq(1), self.abort.eq(abort)]
+            m.next = "IDLE"
+
         def abort(number):
             m.d.sync += code.eq(number)
             m.next = "ABORT"
@@ -132,8 +134,7 @@ class ExitSteps(wiring.Component):
             with m.If(loads):
                 m.next = "LOAD"
             with m.Else():
-                m.d.comb += self.done.eq(1)
-                m.next = "IDLE"
+                end()
 
         with m.FSM():
             with m.State("IDLE"):
@@ -171,8 +172,7 @@ class ExitSteps(wiring.Component):
                 with m.Else():
                     go_on_to_loads()
             with m.State("PDPTES"):
-                command(Command.FETCH)
-                m.d.comb += self.host.eq(1)
+                command(Command.PDPTES, fields.HOST_CR3 & 0xFFFFFFE0)
                 with m.If(memory.done):
                     with m.If(memory.error):
                         abort(MACHINE_CHECK)
@@ -191,17 +191,14 @@ class ExitSteps(wiring.Component):
                     with m.Else():
                         m.d.comb += self.stage_stb.eq(1)
                         with m.If(position + 1 == fields.VM_EXIT_MSR_LOAD_COUNT):
-                            m.d.comb += self.done.eq(1)
-                            m.next = "IDLE"
+                            end()
             with m.State("ABORT"):
                 command(Command.READ, self.current_vmcs)
                 with m.If(memory.done):
                     m.next = "INDICATE"
-                    with m.If(memory.error):
-                        m.d.comb += [self.done.eq(1), self.abort.eq(code)]
-                        m.next = "IDLE"
+                    with m.If(memory.error):  # then there is no indicator either
+                        end(code)
             with m.State("INDICATE"):
                 command(Command.WRITE, self.current_vmcs, Cat(memory.word[:32], code))
                 with m.If(memory.done):
-                    m.d.comb += [self.done.eq(1), self.abort.eq(code)]
-                    m.next = "IDLE"
+                    end(code)

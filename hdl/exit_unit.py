@@ -158,8 +158,9 @@ class ExitUnit(wiring.Component):
                 ("INTERRUPTION", row.interruption), ("QUALIFICATION", row.qualification)]}
         exits, happens = Signal(name=f"exits_{row.order}"), Signal(name=f"happens_{row.order}")
         condition = self._bound(EXIT_REASONS[row.reason].condition, known)
+        values = self._values | cause_values(Signal(Event))  # beyond what is known: all 0
         m.d.comb += [
-            exits.eq(lower(condition, self._values)),
+            exits.eq(lower(condition, values)),
             happens.eq(lower(self._bound(row.pending), self._values) & (exits | row.delivers)),
         ]
         return row, exits, happens, *(

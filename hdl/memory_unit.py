@@ -11,23 +11,30 @@ from amaranth.lib.wiring import In, Out
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.region import LAUNCH_OFFSET
 
-from .entry_checker import ListEntry, MemoryWords, Wants
+from .entry_checker import PDPTES, ListEntry, MemoryWords, Wants
 from .interface import require_capabilities
 
 __all__ = [
-    "BUS_TIMEOUT_CYC", "ENTRY_BYTES", "BusSignature", "Command", "CommandSignature", "MemoryUnit",
+    "ENTRY_BYTES", "TIMEOUT_CYC", "BusSignature", "Command", "CommandSignature", "MemoryUnit",
+    "require_timeout",
 ]
 
 VTPR_OFFSET = 0x80
-ENTRY_BYTES = 16        #: of an MSR list
-BUS_TIMEOUT_CYC = 1000  #: cycles; many times what memory and its arbiters need
+ENTRY_BYTES = 16  #: of an MSR list
+TIMEOUT_CYC = 1024  #: cycles that a transfer may take if nothing else is said
+
+
+def require_timeout(cycles: int) -> int:
+    """The number of cycles; :exc:`ValueError` if it is none."""
+    if not isinstance(cycles, int) or cycles < 1:
+        raise ValueError(f"Timeout must be a number of cycles from 1, not {cycles!r}")
+    return cycles
 
 
 class BusSignature(wiring.Signature):
     """Wishbone B4, classic cycles, 64-bit data; ``adr`` counts 64-bit words.
 
-    ``cyc`` and ``stb`` stay high until ``ack`` or ``err``, or until the initiator gives up; one
-    transfer per ``ack``.
+    ``cyc`` and ``stb`` stay high until ``ack`` or ``err``; one transfer per ``ack``.
     """
     def __init__(self):
         super().__init__({
@@ -44,6 +51,7 @@ class Command(enum.Enum, shape=3):
     LIST_ENTRY = 3  # two words, to ``list_entry``
     LOAD = 4        # launch word and fields of a region, into the bank
     STORE = 5       # launch word and fields, out of the bank
+    PDPTES = 6      # four words, to ``host_pdptes``
 
 
 class CommandSignature(wiring.Signature):
@@ -66,8 +74,8 @@ class MemoryUnit(wiring.Component):
     capabilities : Capabilities
         The processor; its fields make up a region.
     timeout_cyc : int
-        A transfer that has had neither ``ack`` nor ``err`` in so many cycles counts as answered
-        with ``err``; 1 or more.
+        A transfer without ``ack`` and ``err`` in so many cycles counts as one that ended in
+        ``err``: ``cyc`` falls, and an answer that comes later is not looked at.
 
     Members
     -------
@@ -84,7 +92,7 @@ class MemoryUnit(wiring.Component):
         up there.
     wants : In(Wants), virtual_apic, link, cr3 : In(64)
         For FETCH: which words, and the VMCS fields that say where.
-    word : Out(64), words : Out(MemoryWords), list_entry : Out(ListEntry)
+    word : Out(64), words : Out(MemoryWords), list_entry : Out(ListEntry), host_pdptes : Out(PDPTES)
         What was read; kept until the next command of the kind.
     number : Out(8)
         For LOAD and STORE: field at hand, in table order.
@@ -92,12 +100,15 @@ class MemoryUnit(wiring.Component):
         Present value of field ``number``; launch state, for STORE.
     w_field : Out(64), w_field_stb : Out(1), w_launched_stb : Out(1)
         Value read; strobes for the field ``number`` and for the launch state (bit 0).
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If ``timeout_cyc`` is not a positive number.
     """
-    def __init__(self, capabilities: Capabilities, *, timeout_cyc: int = BUS_TIMEOUT_CYC):
+    def __init__(self, capabilities: Capabilities, *, timeout_cyc: int = TIMEOUT_CYC):
         require_capabilities(self, capabilities)
-        if not isinstance(timeout_cyc, int) or timeout_cyc < 1:
-            raise ValueError(f"MemoryUnit wants a timeout of 1 cycle or more, not {timeout_cyc!r}")
-        self._timeout_cyc = timeout_cyc
+        self._timeout_cyc = require_timeout(timeout_cyc)
         self._field_count = len(capabilities.fields)
         super().__init__({
             "bus": Out(BusSignature()),
@@ -105,6 +116,7 @@ class MemoryUnit(wiring.Component):
             "busy": Out(1), "done": Out(1), "error": Out(1),
             "wants": In(Wants), "virtual_apic": In(64), "link": In(64), "cr3": In(64),
             "word": Out(64), "words": Out(MemoryWords), "list_entry": Out(ListEntry),
+            "host_pdptes": Out(PDPTES),
             "number": Out(8), "r_field": In(64), "r_launched": In(1),
             "w_field": Out(64), "w_field_stb": Out(1), "w_launched_stb": Out(1),
         })
@@ -117,9 +129,10 @@ class MemoryUnit(wiring.Component):
         offset = Signal(64)  # byte address of this step's word
         done = Signal()
         failed = Signal()
-        waited = Signal(range(self._timeout_cyc))  # cycles that this transfer has taken
-        refused = self.bus.err | (~self.bus.ack & (waited == self._timeout_cyc - 1))
-        answered = self.bus.ack | refused
+        waited = Signal(range(self._timeout_cyc))  # cycles of the present transfer
+        late = waited == self._timeout_cyc - 1
+        answered = self.bus.ack | self.bus.err | late
+        fails = wanted & (self.bus.err | (late & ~self.bus.ack))
 
         m.d.comb += [
             wanted.eq(1),
@@ -147,6 +160,8 @@ class MemoryUnit(wiring.Component):
                                      offset.eq((self.cr3 & 0xFFFFFFE0) + ((step - 2)[:2] << 3))]
             with m.Case(Command.LIST_ENTRY):
                 m.d.comb += last.eq(1)
+            with m.Case(Command.PDPTES):
+                m.d.comb += last.eq(3)
             with m.Case(Command.LOAD, Command.STORE):
                 m.d.comb += [
                     last.eq(self._field_count),
@@ -157,11 +172,12 @@ class MemoryUnit(wiring.Component):
         m.d.sync += [done.eq(0), failed.eq(0)]
         with m.If(self.busy):
             m.d.comb += [self.bus.cyc.eq(wanted), self.bus.stb.eq(wanted)]
-            m.d.sync += waited.eq(waited + 1)
             with m.If(answered | ~wanted):
                 m.d.sync += [step.eq(step + 1), waited.eq(0)]
-                with m.If((step == last) | (wanted & refused)):
-                    m.d.sync += [self.busy.eq(0), done.eq(1), failed.eq(wanted & refused)]
+                with m.If((step == last) | fails):
+                    m.d.sync += [self.busy.eq(0), done.eq(1), failed.eq(fails)]
+            with m.Else():
+                m.d.sync += waited.eq(waited + 1)
             with m.If(wanted & self.bus.ack & ~self.bus.err):
                 self._capture(m, step)
         with m.Elif(self.start & ~done):
@@ -183,6 +199,11 @@ class MemoryUnit(wiring.Component):
                     for n in range(4):
                         with m.Case(2 + n):
                             m.d.sync += self.words[f"PDPTE{n}"].eq(word)
+            with m.Case(Command.PDPTES):
+                with m.Switch(step):
+                    for n in range(4):
+                        with m.Case(n):
+                            m.d.sync += self.host_pdptes[f"PDPTE{n}"].eq(word)
             with m.Case(Command.LIST_ENTRY):
                 with m.If(step == 0):
                     m.d.sync += [self.list_entry.LIST_INDEX.eq(word[:32]),

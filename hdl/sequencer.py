@@ -40,16 +40,16 @@ POINTER_MOVERS = (Operation.VMXON, Operation.VMXOFF, Operation.VMPTRLD, Operatio
 
 class Retired(data.Struct):
     """An operation that has just ended."""
-    valid:        1   # high for one cycle
-    event:        1   # it was a guest event, else an instruction
-    operation:    Operation
-    row:          range(len(INSTRUCTION_ROWS))
-    code:         Code
-    mode_before:  Mode
-    checked:      1   # it came to the entry checks
-    commit:       1   # ``live`` changed owner or went back to the host
-    launched:     1   # launch state of the VMCS that is current now; shown at all times
-    current_vmcs: 64  # pointer of it, all ones if there is none; shown at all times
+    valid:       1  # high for one cycle
+    event:       1  # it was a guest event, else an instruction
+    operation:   Operation
+    row:         range(len(INSTRUCTION_ROWS))
+    code:        Code
+    mode_before: Mode
+    checked:     1  # it came to the entry checks
+    commit:      1  # ``live`` changed owner or went back to the host
+    launched:    1  # at all times: launch state of the current VMCS, 0 if there is none
+    current_vmcs: 64  # at all times: current-VMCS pointer
 
 
 class Sequencer(wiring.Component):
@@ -120,7 +120,7 @@ class Sequencer(wiring.Component):
     eptp : Out(64), eptp_stb : Out(1), eptp_index : Out(16), eptp_index_stb : Out(1)
         VMFUNC EPTP switching: fields to write at the next edge.
     retired : Out(Retired)
-        The operation that ended at the last edge.
+        Registered: the operation that ended at the last edge.
     """
     def __init__(self, capabilities: Capabilities):
         self._capabilities = require_capabilities(self, capabilities)
@@ -189,7 +189,9 @@ class Sequencer(wiring.Component):
     def _decide(self, m):
         """What the operation at hand ends in, instruction or event, if memory does not fail."""
         decision, verdict = self.decision, self.verdict
-        self._code, self._vector, self._has_code = Signal(Code), Signal(8), Signal()
+        self._code = Signal(Code)
+        self._vector = Signal(8)
+        self._has_code = Signal()
         self._abort = Signal(3)  # VMX-abort code; from then on nothing but a reset helps
         self._bus_error = Signal()
         m.d.comb += [
@@ -326,6 +328,7 @@ class Sequencer(wiring.Component):
             m.next = "EXECUTE"
 
     def _transfer_fields(self, m, command, address, did=None):
+        """The same for a whole VMCS, in the slot that the pointer at hand leads to."""
         m.d.comb += self.transfer.eq(1)
         self._transfer(m, command, address, did)
 
@@ -443,7 +446,8 @@ class Sequencer(wiring.Component):
 
     def _respond(self, m):
         """Register the answer."""
-        response, operation = Signal(Response), self.request.operation
+        response = Signal(Response)
+        operation = self.request.operation
         word = self.memory.word
         whole = Mux(self.decision.shadow, Mux(self.select.high, word[32:], word), self.r_data)
         value = Mux(operation == Operation.VMPTRST, self.current_vmcs,

@@ -12,7 +12,7 @@ from vmxswitch.spec.operations import Mode
 from vmxswitch.spec.tables import expression
 
 from .commit import Commit
-from .entry_checker import PDPTES, EntryChecker
+from .entry_checker import EntryChecker
 from .exit_steps import ExitSteps
 from .exit_unit import ExitUnit
 from .expression import lower
@@ -28,7 +28,7 @@ from .interface import (
     update_layout,
 )
 from .live_state import LiveState
-from .memory_unit import BUS_TIMEOUT_CYC, BusSignature, MemoryUnit
+from .memory_unit import TIMEOUT_CYC, BusSignature, MemoryUnit, require_timeout
 from .mode_controller import ModeController
 from .sequencer import Retired, Sequencer
 from .vmcs_bank import VmcsBank
@@ -49,8 +49,8 @@ class VmxUnit(wiring.Component):
     ----------
     capabilities : Capabilities
         The processor that the unit is built for: a preset or a profile.
-    bus_timeout_cyc : int
-        A transfer that memory has not answered in so many cycles counts as failed.
+    timeout_cyc : int
+        Cycles that memory has for a transfer; see :class:`~.memory_unit.MemoryUnit`.
 
     Members
     -------
@@ -82,9 +82,9 @@ class VmxUnit(wiring.Component):
     retired : Out(Retired)
         For formal properties, waves and tests: each operation in the cycle after it ended.
     """
-    def __init__(self, capabilities: Capabilities, *, bus_timeout_cyc: int = BUS_TIMEOUT_CYC):
+    def __init__(self, capabilities: Capabilities, *, timeout_cyc: int = TIMEOUT_CYC):
         self._capabilities = require_capabilities(self, capabilities)
-        self._bus_timeout_cyc = bus_timeout_cyc
+        self._timeout_cyc = require_timeout(timeout_cyc)
         #: Checks of this unit, in the order of the bits of ``diagnosis``.
         self.rows = (*capabilities.state_checks, *capabilities.list_checks)
         super().__init__({
@@ -112,8 +112,7 @@ class VmxUnit(wiring.Component):
         m.submodules.exits = exits = ExitUnit(capabilities)
         m.submodules.steps = steps = ExitSteps(capabilities)
         m.submodules.commit = commit = Commit(capabilities)
-        m.submodules.memory = memory = MemoryUnit(
-            capabilities, timeout_cyc=self._bus_timeout_cyc)
+        m.submodules.memory = memory = MemoryUnit(capabilities, timeout_cyc=self._timeout_cyc)
         m.submodules.pointers = pointers = VmcsPointers(capabilities)
         m.submodules.instructions = instructions = InstructionUnit(capabilities)
         m.submodules.sequencer = sequencer = Sequencer(capabilities)
@@ -164,9 +163,12 @@ class VmxUnit(wiring.Component):
             sequencer.qualification.eq(checker.qualification),
             sequencer.list_fails.eq(list_fails),
         ]
+        list_failing = Signal.like(checker.list_failing)  # by the entry that failed; it is not kept
+        with m.If(~sequencer.list_failed):
+            m.d.sync += list_failing.eq(checker.list_failing)
         with m.If(sequencer.checked):
             m.d.sync += self.diagnosis.eq(Cat(
-                checker.failing, Mux(sequencer.list_failed, checker.list_failing, 0)))
+                checker.failing, Mux(sequencer.list_failed, list_failing, 0)))
 
         # pointers
         m.d.comb += [
@@ -195,9 +197,10 @@ class VmxUnit(wiring.Component):
             sequencer.leave_abort.eq(steps.abort),
         ]
 
-        # commit; while a region is transferred the bank may show another VMCS than the current one
+        # commit; while a VMCS is transferred the bank may show another one than the current one
         counts, counted = Signal(), Signal()
-        m.d.comb += counts.eq(Mux(sequencer.transfer, counted, self._counts(bank, live, mode)))
+        m.d.comb += counts.eq(
+            Mux(sequencer.transfer, counted, self._counts(bank, live, mode)))
         m.d.sync += counted.eq(counts)
         m.d.comb += [
             commit.pdptes.eq(checker.pdptes), commit.exit.eq(sequencer.leave),
@@ -209,9 +212,8 @@ class VmxUnit(wiring.Component):
             live.update_en.eq(~sequencer.busy),
             live.ticks.eq(Mux(counts, self.ticks, 0)),
         ]
-        for name in PDPTES.members:
-            m.d.comb += [commit.host_pdptes[name].eq(memory.words[name]),
-                         steps.host_pdptes[name].eq(memory.words[name])]
+        for component in (commit, steps):
+            m.d.comb += component.host_pdptes.eq(memory.host_pdptes)
 
         # bank
         m.d.comb += [
@@ -238,9 +240,6 @@ class VmxUnit(wiring.Component):
             memory.wants.eq(checker.wants), memory.link.eq(bank.fields.VMCS_LINK_POINTER),
             memory.cr3.eq(bank.fields.GUEST_CR3), memory.r_launched.eq(sequencer.store_launched),
         ]
-        with m.If(steps.host):
-            m.d.comb += [memory.wants.vtpr.eq(0), memory.wants.link.eq(0),
-                         memory.wants.pdptes.eq(1), memory.cr3.eq(bank.fields.HOST_CR3)]
         if "VIRTUAL_APIC_ADDR" in capabilities.fields:
             m.d.comb += memory.virtual_apic.eq(bank.fields.VIRTUAL_APIC_ADDR)
         return m

@@ -32,14 +32,16 @@ template <std::size_t N> void get(const VlWide<N> &port, uint32_t *words) {
 
 enum Kind : uint32_t {
     REQUEST, EVENT, UPDATE, WRITE_MEMORY, READ_MEMORY, LOOK, FAULT, RESET, TIMING,
-    IDLE, SHOW, TIME, MEND
+    IDLE, SHOW, TIME
 };
+
+enum Fault : uint32_t { NONE, ERROR, HANG }; // as in memory.py
 
 struct Machine {
     VerilatedContext context;
     Vvmx_unit top{&context};
     std::unordered_map<uint64_t, uint64_t> memory; // 64-bit words by word address
-    std::unordered_map<uint64_t, bool> faults;     // by word address: answers never, else in error
+    std::unordered_map<uint64_t, Fault> faults;    // what words do instead, by word address
     uint64_t cycle = 0;
     bool back_to_back = true;  // offer a request before the one before it is answered
     uint32_t bus_wait_cyc = 0; // memory's answer comes so much later
@@ -121,11 +123,10 @@ struct Machine {
 #ifdef VMX_WAVES
         if (recording) record();
 #endif
-        const uint64_t address = top.memory_adr, data = top.memory_dat_w;
         bool transfer = top.memory_stb && !top.memory_ack && !top.memory_err;
-        const auto fault = transfer ? faults.find(address) : faults.end();
-        const bool fails = fault != faults.end();
-        if (fails && fault->second) {
+        const auto found = transfer ? faults.find(top.memory_adr) : faults.end();
+        const Fault fault = found == faults.end() ? NONE : found->second;
+        if (fault == HANG) {
             transfer = false;
         } else if (transfer && bus_waited < bus_wait_cyc) {
             ++bus_waited;
@@ -133,25 +134,26 @@ struct Machine {
         } else if (transfer) {
             bus_waited = 0;
         }
+        const uint64_t address = top.memory_adr, data = top.memory_dat_w;
         const bool write = top.memory_we;
         top.clk = 1;
         top.eval();
-        if (transfer && !fails && write) {
+        if (transfer && !fault && write) {
             memory[address] = data;
-        } else if (transfer && !fails) {
+        } else if (transfer && !fault) {
             const auto word = memory.find(address);
             top.memory_dat_r = word == memory.end() ? 0 : word->second;
         }
-        top.memory_ack = transfer && !fails;
-        top.memory_err = transfer && fails;
+        top.memory_ack = transfer && !fault;
+        top.memory_err = transfer && fault;
         ++cycle;
     }
 
     // What every result holds.
     void look(uint32_t *result) {
         result[MODE_AT] = top.mode;
-        get(top.retired, result + RETIRED_AT);
         get(top.live, result + LIVE_AT);
+        get(top.retired, result + RETIRED_AT);
     }
 };
 
@@ -336,10 +338,7 @@ uint32_t vmx_run(void *handle, const uint32_t *record, uint32_t count, uint32_t 
             machine.show();
             break;
         case FAULT:
-            machine.faults[address >> 3] = value;
-            break;
-        case MEND:
-            machine.faults.clear();
+            machine.faults[address >> 3] = static_cast<Fault>(value);
             break;
         case RESET:
             machine.reset();

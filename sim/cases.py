@@ -19,11 +19,12 @@ from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.tables import FIELDS, implemented_reason
 
 from .guest_events import EVENT_NUMBERS, Unknown, event_of
+from .memory import Fault
 from .processor import DERIVED
 
 __all__ = [
-    "Case", "Disagreement", "Profile", "agrees", "disagreements", "read_cases", "read_profile",
-    "sample",
+    "FAULTS", "Case", "Disagreement", "Profile", "agrees", "disagreements", "read_cases",
+    "read_profile", "sample",
 ]
 
 MAX_INSTRUCTION_BYTES = 15
@@ -213,7 +214,10 @@ NUMBERS = {
     "vmlaunch": {}, "vmresume": {}, "vmfunc": {"eax": 32, "ecx": 32},
     "rdmsr": {"msr": 32}, "wrmsr": {"msr": 32, "value": 64}, "movcr": {"reg": 64, "value": 64},
     "dump": {}, "set": {}, "guest": {}, "time": {"ticks": 32},
+    "fault": {"addr": 64},
 }
+#: What memory does at a word, by name.
+FAULTS = {"none": None} | {fault.name.lower(): fault for fault in Fault}
 #: Numbers in a guest event of the other kinds, with their width in bits.
 EVENT_OPERANDS = {
     "msr": 32, "port": 16, "size": 3, "imm": 1, "cr": 4, "dr": 4, "gpr": 4, "source": 16,
@@ -244,6 +248,9 @@ def _check_operation(op, capabilities, baselines):
         case "movcr":
             if op["reg"] not in (0, 4):
                 raise _Mistake(f"movcr of CR{op['reg']}, not CR0 or CR4")
+        case "fault":
+            if _entry(op, "kind", str) not in FAULTS:
+                raise _Mistake(f"{op['kind']!r:.40} is none of {', '.join(FAULTS)}")
         case "set":
             _check_environment(_entry(op, "state", dict), capabilities)
         case "guest":

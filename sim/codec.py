@@ -155,8 +155,8 @@ class Codec:
         fields = self._response.unpack(response)
         code = Code(fields["code"])
         fault = code is Code.FAULT
-        undecided = event or code in (Code.ABORT, Code.BUS_ERROR)
-        row = None if undecided else INSTRUCTION_ROWS[fields["row"]]
+        decided = not event and code not in (Code.ABORT, Code.BUS_ERROR)
+        row = INSTRUCTION_ROWS[fields["row"]] if decided else None
         gives_value = code is Code.NO_EXIT or (
             row and code is Code.SUCCEED and _gives_value(row.id))
         delivery = None

@@ -6,7 +6,7 @@ from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.operations import Boundary, Delivery, Event
 from vmxswitch.spec.tables import EXIT_REASONS
 
-__all__ = ["EVENT_NUMBERS", "Unknown", "event_of"]
+__all__ = ["ATTRIBUTES", "EVENT_NUMBERS", "Unknown", "event_of"]
 
 VALID, HAS_ERROR_CODE = 1 << 31, 1 << 11
 EXCEPTION, TRIPLE_FAULT, CR_ACCESS, DR_ACCESS, IO, TIMER = 0, 2, 28, 29, 30, 52  # exit reasons
@@ -18,6 +18,7 @@ EVENT_NUMBERS = {
     "qualification": 64, "length": 4, "info": 32, "linear": 64, "physical": 64, "number": 32,
     "value": 64, "interruption": 32, "error_code": 32, "vectoring": 32, "vectoring_error_code": 32,
 }
+#: Attributes of :class:`Event` that have a shorter name in the case format.
 ATTRIBUTES = {"info": "information", "linear": "linear_address", "physical": "physical_address"}
 
 

@@ -1,20 +1,66 @@
-"""Physical memory of a simulated processor, and what the unit's transfers meet there."""
+"""Physical memory of a simulated processor, and how it fails."""
 
-from collections.abc import Mapping
-from enum import Enum
+from enum import IntEnum
 
-__all__ = ["Bus", "BusError", "Fault", "Memory"]
+__all__ = ["BusError", "Fault", "Memory"]
+
+WORD_BYTES = 8
+
+
+class Fault(IntEnum):
+    """What a 64-bit word of memory does to the unit instead of reading or being written."""
+    ERROR = 1  # answers with an error
+    HANG = 2   # gives no answer
+
+
+class BusError(Exception):
+    """A transfer of the unit met a :class:`Fault`."""
 
 
 class Memory:
-    """Sparse memory, all zero at first; little-endian, in 64-bit words."""
+    """Sparse memory, all zero at first; little-endian, in 64-bit words.
+
+    Attributes
+    ----------
+    faults : dict of int to Fault
+        Words, by address, that fail in transfers of the unit. Software still gets at them.
+    transfers : list of int
+        Addresses of the words that were transferred or failed, in order; may be emptied.
+    """
 
     def __init__(self):
         self._words: dict[int, int] = {}
+        self.faults: dict[int, Fault] = {}
+        self.transfers: list[int] = []
 
     def clear(self) -> None:
-        """Make everything zero."""
+        """Make everything zero and without faults."""
         self._words.clear()
+        self.faults.clear()
+
+    def fail(self, address: int, fault: Fault | None) -> None:
+        """Let the 64-bit word of an address fail, or no longer (None)."""
+        word = address & -WORD_BYTES
+        if fault is None:
+            self.faults.pop(word, None)
+        else:
+            self.faults[word] = fault
+
+    def transfer_read(self, address: int, size: int = WORD_BYTES) -> int:
+        """Read as the unit does; :exc:`BusError` where memory fails."""
+        self._transfer(address)
+        return self.read(address, size)
+
+    def transfer_write(self, address: int, value: int, size: int = WORD_BYTES) -> None:
+        """Write as the unit does; :exc:`BusError` where memory fails."""
+        self._transfer(address)
+        self.write(address, size, value)
+
+    def _transfer(self, address):
+        word = address & -WORD_BYTES
+        self.transfers.append(word)
+        if word in self.faults:
+            raise BusError(f"{address:#x}")
 
     def words(self) -> dict[int, int]:
         """Every 64-bit word that is not 0, by address."""
@@ -44,41 +90,3 @@ class Memory:
         if size not in (4, 8) or address % size or address < 0:
             raise ValueError(f"no access of {size} bytes at {address:#x}")
         return address & ~7, address % 8 * 8
-
-
-class Fault(Enum):
-    """What is wrong with a word of memory when the unit transfers it; software sees nothing."""
-    ERROR = "error"  # memory answers with an error
-    HANG = "hang"    # memory never answers
-
-
-class BusError(Exception):
-    """A transfer was answered with an error, or not at all."""
-
-
-class Bus:
-    """Memory as the unit reaches it: some words may be faulty."""
-
-    def __init__(self, memory: Memory):
-        self._memory = memory
-        self._faults: dict[int, Fault] = {}
-
-    def set_faults(self, faults: Mapping[int, Fault]) -> None:
-        """From now on these 64-bit words, each named by the address of a byte, are faulty."""
-        self._faults = {address & ~7: fault for address, fault in faults.items()}
-
-    def fault(self, address: int) -> Fault | None:
-        """What is wrong with the word at an address."""
-        return self._faults.get(address & ~7)
-
-    def read(self, address: int, size: int = 8) -> int:
-        """As :meth:`Memory.read`, or :exc:`BusError`."""
-        if self._faults and self.fault(address):
-            raise BusError
-        return self._memory.read(address, size)
-
-    def write(self, address: int, size: int, value: int) -> None:
-        """As :meth:`Memory.write`, or :exc:`BusError`."""
-        if self._faults and self.fault(address):
-            raise BusError
-        self._memory.write(address, size, value)

@@ -25,7 +25,7 @@ from vmxswitch.spec.operations import (
     Sample,
     Transition,
 )
-from vmxswitch.spec.region import ABORT_OFFSET, SHADOW_BIT
+from vmxswitch.spec.region import ABORT_OFFSET, SHADOW_BIT, WORD_BYTES
 from vmxswitch.spec.tables import (
     EXIT_REASONS,
     FIELD_BY_ENCODING,
@@ -33,19 +33,17 @@ from vmxswitch.spec.tables import (
     implemented_reason,
 )
 
-from .memory import Bus, BusError, Fault, Memory
-from .observation import CurrentVmcs
+from .memory import BusError, Fault, Memory
 from .residents import Residents
 from .rules import rules
 
 __all__ = ["Model"]
 
 INVALID_OPCODE, GENERAL_PROTECTION = 6, 13  # exception vectors
-MACHINE_CHECK = 5                           # VMX-abort code
-WORD_BYTES = 8
 LIST_ENTRY_BYTES = 16
 VTPR_OFFSET = 0x80                          # in the virtual-APIC page
 ADDRESS_MASK = (1 << 64) - 1
+HOST_PDPTES = tuple(f"HOST_PDPTE{number}" for number in range(4))
 
 
 class Inputs(dict):
@@ -88,8 +86,9 @@ class Model:
     at VMXOFF are lost; VMPTRLD of a resident VMCS reads nothing from memory. Which VMCSs are
     resident: :class:`~.residents.Residents`.
 
-    An operation that meets an error of memory (:meth:`set_faults`) ends in ``BUS_ERROR``, and in a
-    VMX abort if it was a move to the host that had begun.
+    Where memory fails (:meth:`fail_memory`) the answer is a bus error and nothing has changed but
+    this: words that were written before are written; a VMCS that had to make room is in memory
+    only. During a VM exit it is VMX abort 5.
 
     ``Answer.failing`` names every failing check of the stages control, host and guest, whichever of
     them decided; if none fails, the failing checks of the first bad MSR-list entry.
@@ -112,19 +111,17 @@ class Model:
         self._field_bits = {
             name: capabilities.bits(row) for name, row in capabilities.fields.items()}
         self._memory = Memory()
-        self._bus = Bus(self._memory)
-        self._residents = Residents(capabilities, self._bus)
+        self._residents = Residents(capabilities, self._memory)
         self.reset()
 
     # --- The port ---
 
     def reset(self) -> None:
-        """Registers 0, outside VMX operation, memory all zero and without faults, cycle 0."""
+        """Registers 0, outside VMX operation, memory all zero, cycle 0."""
         self.cycle = 0
         self._mode = Mode.OFF
         self._registers = dict.fromkeys(self._register_bits, 0)
         self._memory.clear()
-        self.set_faults({})
         self._abort_code = 0
         self._vmxon_pointer = 0
         self._residents.forget()
@@ -135,15 +132,27 @@ class Model:
         return self._mode
 
     @property
-    def current_vmcs(self) -> CurrentVmcs:
-        """Pointer and launch state of the current VMCS."""
-        return CurrentVmcs(self._vmcs.pointer, self._vmcs.launched)
+    def current_vmcs(self) -> int:
+        """Current-VMCS pointer; all ones if there is none."""
+        return self._vmcs.pointer
+
+    @property
+    def launched(self) -> bool:
+        """Whether the current VMCS is launched; False if there is none."""
+        return self._vmcs.launched
 
     def execute(self, instruction: Instruction) -> Answer:
         """Carry out one VMX instruction in the present environment."""
         if self._mode == Mode.ABORT:
             return Answer(Outcome.ABORT, error=self._abort_code)
-        answer = self._or_bus_error(self._instruction, instruction)
+        inputs = Inputs(self, instruction)
+        self._memory.transfers = []
+        try:
+            row = next(row for row, condition in self._rules.instructions[instruction.name]
+                       if condition(inputs))
+            answer = self._OUTCOMES[row.kind](self, row, inputs)
+        except BusError:
+            answer = Answer(Outcome.BUS_ERROR)
         self._sample()
         return answer
 
@@ -159,8 +168,11 @@ class Model:
         """
         if self._mode != Mode.NON_ROOT:
             raise UsageError(f"{event}: no guest is running (mode {self._mode.name})")
-        answer = self._or_bus_error(
-            self._boundary if isinstance(event, Boundary) else self._event, event)
+        self._memory.transfers = []
+        try:
+            answer = self._boundary(event) if isinstance(event, Boundary) else self._event(event)
+        except BusError:
+            answer = Answer(Outcome.BUS_ERROR)
         self._sample()
         return answer
 
@@ -198,20 +210,22 @@ class Model:
         """Write ``size`` bytes (4 or 8, naturally aligned), little-endian."""
         self._memory.write(address, size, value)
 
+    def field(self, symbol: str) -> int:
+        """A field of the current VMCS; 0 if the processor does not have it."""
+        return self._vmcs.fields.get(symbol, 0)
+
     def memory_words(self) -> dict[int, int]:
         """Every 64-bit word of memory that is not 0, by address."""
         return self._memory.words()
 
-    def set_faults(self, faults: Mapping[int, Fault]) -> None:
-        """From now on these 64-bit words of memory, and no others, are faulty for the unit."""
-        self._bus.set_faults(faults)
+    def fail_memory(self, address: int, fault: Fault | None) -> None:
+        """Let memory fail the unit at the 64-bit word of ``address``, or no longer (None)."""
+        self._memory.fail(address, fault)
 
-    def _or_bus_error(self, carry_out, operation):
-        """The answer to an operation; effects come after its last transfer, but for stores."""
-        try:
-            return carry_out(operation)
-        except BusError:
-            return Answer(Outcome.BUS_ERROR)
+    @property
+    def transfers(self) -> list[int]:
+        """Addresses of the 64-bit words that the last instruction or event needed of memory."""
+        return self._memory.transfers
 
     def _sample(self):
         self.cycle += 1
@@ -221,17 +235,17 @@ class Model:
     # --- Guest events ---
 
     def _event(self, event):
-        rules = self._rules.events[implemented_reason(event.reason).number]
+        row = self._rules.events[implemented_reason(event.reason).number]
         inputs = Inputs(self, FIRST_BOUNDARY=0)
         inputs.cause(event)
         self._read_words(inputs)
-        if rules.undefined(inputs):
+        if row.undefined(inputs):
             return Answer(Outcome.FAULT, vector=INVALID_OPCODE)
-        if rules.exits(inputs):
+        if row.exits(inputs):
             return self._exit("", inputs)
-        if rules.protection(inputs):
+        if row.protection(inputs):
             return Answer(Outcome.FAULT, vector=GENERAL_PROTECTION, error_code=0)
-        return Answer(Outcome.NO_EXIT, value=self._natural(rules.value(inputs)))
+        return Answer(Outcome.NO_EXIT, value=self._natural(row.value(inputs)))
 
     def _boundary(self, boundary):
         """The first event, by priority, that is pending and exits or is delivered."""
@@ -257,19 +271,13 @@ class Model:
     def _read_words(self, inputs):
         """Read what the event's row may ask for, all of it before anything is decided."""
         for symbol, (when, address) in self._rules.words.items():
-            word = self._bus.read(address(inputs)) if when(inputs) else 0
+            word = self._memory.transfer_read(address(inputs)) if when(inputs) else 0
             inputs[symbol] = word & (1 << SYMBOL_WIDTHS[symbol]) - 1
 
     def _natural(self, value):
         return value & (1 << self.capabilities.natural_bits) - 1
 
     # --- Outcomes: what a row of instructions.csv ends in ---
-
-    def _instruction(self, instruction):
-        inputs = Inputs(self, instruction)
-        row = next(row for row, condition in self._rules.instructions[instruction.name]
-                   if condition(inputs))
-        return self._OUTCOMES[row.kind](self, row, inputs)
 
     def _invalid_opcode(self, row, inputs):
         return Answer(Outcome.FAULT, row.id, vector=INVALID_OPCODE)
@@ -318,7 +326,7 @@ class Model:
             qualification = inputs.failing_entry
         inputs.cause(Event(row.number, qualification))
         information = self._information(inputs)
-        registers, abort = self._to_host(inputs, stores=False)
+        registers, abort = self._host_state(inputs)
         self._vmcs.fields.update(information)
         if abort:
             return self._abort(abort, _ids(inputs.failing))
@@ -347,6 +355,7 @@ class Model:
         return getattr(self, f"_effect_{row.instruction}")(inputs)
 
     def _effect_VMXON(self, inputs):
+        self._residents.forget()
         self._vmxon_pointer = inputs["POINTER"]
         self._move(Transition.VMXON)
 
@@ -408,7 +417,9 @@ class Model:
 
     def _exit(self, row_id, inputs):
         saved = self._values(self._rules.save, inputs) | self._information(inputs)
-        registers, abort = self._to_host(inputs, stores=True)
+        registers, abort = None, self._store_msrs(inputs)
+        if not abort:
+            registers, abort = self._host_state(inputs)
         self._vmcs.fields.update(saved)
         if abort:
             return self._abort(abort)
@@ -417,44 +428,42 @@ class Model:
         return Answer(Outcome.EXIT, row_id, reason=inputs["EXIT_REASON"],
                       qualification=self._vmcs.fields["EXIT_QUALIFICATION"])
 
-    def _to_host(self, inputs, *, stores):
-        """The host's registers, and the code of a VMX abort or 0; an exit ``stores`` MSRs first."""
-        try:
-            if stores and (abort := self._store_msrs(inputs)):
-                return None, abort
-            return self._host_state(inputs)
-        except BusError:
-            return None, MACHINE_CHECK
-
     def _store_msrs(self, inputs):
         """Go through the VM-exit MSR-store list; returns the code of a VMX abort, 0 if none."""
-        for entry in self._msr_list(inputs, "VM_EXIT_MSR_STORE"):
-            if self._rules.aborts[1](entry):
-                return 1
-            source = self.capabilities.readable_msrs[entry["LIST_INDEX"]]
-            value = self._registers[source] if isinstance(source, str) else source
-            self._bus.write(entry.address + WORD_BYTES, WORD_BYTES, value)
+        try:
+            for entry in self._msr_list(inputs, "VM_EXIT_MSR_STORE"):
+                if self._rules.aborts[1](entry):
+                    return 1
+                source = self.capabilities.readable_msrs[entry["LIST_INDEX"]]
+                value = self._registers[source] if isinstance(source, str) else source
+                self._memory.transfer_write(entry.address + WORD_BYTES, value)
+        except BusError:
+            return 5
         return 0
 
     def _host_state(self, inputs):
         """The host's registers, MSR-load list included, and the code of a VMX abort or 0."""
         if self._rules.aborts[6](inputs):
             return None, 6
-        if self._rules.flags["HOST_PAE"](inputs):
-            self._read_table(inputs, "HOST_PDPTE", inputs["HOST_CR3"])
-        if self._rules.aborts[2](inputs):
-            return None, 2
-        registers = self._values(self._rules.host, inputs)
-        for entry in self._msr_list(inputs, "VM_EXIT_MSR_LOAD"):
-            if any(fails(entry) for _, fails in self._rules.list_checks):
-                return None, 4
-            registers |= self._loaded_by(entry)
+        try:
+            if self._rules.flags["HOST_PAE"](inputs):
+                for symbol in HOST_PDPTES:
+                    inputs[symbol]  # all are read before one is looked at
+            if self._rules.aborts[2](inputs):
+                return None, 2
+            registers = self._values(self._rules.host, inputs)
+            for entry in self._msr_list(inputs, "VM_EXIT_MSR_LOAD"):
+                if any(fails(entry) for _, fails in self._rules.list_checks):
+                    return None, 4
+                registers |= self._loaded_by(entry)
+        except BusError:
+            return None, 5
         return registers, 0
 
     def _abort(self, code, failing=()):
-        """VMX abort: nothing but the indicator in the region, if memory takes it, tells of it."""
+        """VMX abort: nothing but the indicator in the region tells of it."""
         with suppress(BusError):
-            self._bus.write(self._vmcs.pointer + ABORT_OFFSET, 4, code)
+            self._memory.transfer_write(self._vmcs.pointer + ABORT_OFFSET, code, 4)
         self._abort_code = code
         self._move(Transition.ABORT)
         return Answer(Outcome.ABORT, error=code, failing=failing)
@@ -474,9 +483,9 @@ class Model:
         for number in range(inputs[f"{name}_COUNT"]):
             address = inputs[f"{name}_ADDR"] + LIST_ENTRY_BYTES * number & ADDRESS_MASK
             entry = Inputs(
-                self, LIST_INDEX=self._bus.read(address, 4),
-                LIST_RESERVED=self._bus.read(address + 4, 4),
-                LIST_DATA=self._bus.read(address + WORD_BYTES))
+                self, LIST_INDEX=self._memory.transfer_read(address, 4),
+                LIST_RESERVED=self._memory.transfer_read(address + 4, 4),
+                LIST_DATA=self._memory.transfer_read(address + WORD_BYTES))
             entry.address = address
             yield entry
 
@@ -519,8 +528,8 @@ class Model:
             return self._registers[symbol.removeprefix("LIVE_")]
         return int(self._SYMBOLS[symbol](self, inputs))
 
-    #: Symbols of symbols.csv; those of the capabilities are folded in, those of the source exit, of
-    #: a list entry and of the words that checks read are given.
+    #: Symbols of symbols.csv; those of the capabilities are folded in, those of the source exit and
+    #: of a list entry are given.
     _SYMBOLS = {
         "IN_VMX": lambda self, inputs: self._mode != Mode.OFF,
         "NON_ROOT": lambda self, inputs: self._mode == Mode.NON_ROOT,
@@ -544,9 +553,21 @@ class Model:
         "GUEST_FAILS": lambda self, inputs: self._fails(inputs, "guest", "guest-nonregister"),
         "MSR_LOAD_FAILS": lambda self, inputs: self._list_fails(inputs),
         "REGION_WORD": lambda self, inputs: self._region_word(inputs["POINTER"]),
+        "VTPR": lambda self, inputs: self._memory.transfer_read(
+            inputs["VIRTUAL_APIC_ADDR"] + VTPR_OFFSET, 4) & 0xFF,
+        "LINK_WORD": lambda self, inputs: self._memory.transfer_read(
+            inputs["VMCS_LINK_POINTER"], 4),
         "BITMAP_BIT": lambda self, inputs: self._bitmap_bit(inputs),
-        "LIST_EPTP": lambda self, inputs: self._bus.read(
+        "LIST_EPTP": lambda self, inputs: self._memory.transfer_read(
             inputs["EPTP_LIST_ADDR"] + WORD_BYTES * inputs["ECX"]),
+        "PDPTE0": lambda self, inputs: self._pdpte(inputs, 0),
+        "PDPTE1": lambda self, inputs: self._pdpte(inputs, 1),
+        "PDPTE2": lambda self, inputs: self._pdpte(inputs, 2),
+        "PDPTE3": lambda self, inputs: self._pdpte(inputs, 3),
+        "HOST_PDPTE0": lambda self, inputs: self._host_pdpte(inputs, 0),
+        "HOST_PDPTE1": lambda self, inputs: self._host_pdpte(inputs, 1),
+        "HOST_PDPTE2": lambda self, inputs: self._host_pdpte(inputs, 2),
+        "HOST_PDPTE3": lambda self, inputs: self._host_pdpte(inputs, 3),
         "WRMSR_ACCEPTED": lambda self, inputs: self._wrmsr_accepted(inputs),
         "RDMSR_ACCEPTED": lambda self, inputs:
             inputs["LIST_INDEX"] in self.capabilities.readable_msrs,
@@ -554,7 +575,9 @@ class Model:
 
     def _fails(self, inputs, *stages):
         if inputs.failing is None:
-            self._read_checked_words(inputs)
+            for symbol, wanted in self._rules.checked_words.items():
+                if wanted(inputs):
+                    inputs[symbol]  # all are read before the first check is made
             inputs.failing = [check for check, fails in self._rules.checks if fails(inputs)]
         return any(check.stage in stages for check in inputs.failing)
 
@@ -565,35 +588,26 @@ class Model:
                 return True
         return False
 
-    def _read_checked_words(self, inputs):
-        """Read the words that the checks of this VMCS read, all of them before the first check."""
-        reads, flags = self._rules.reads, self._rules.flags
-        inputs["VTPR"] = inputs["LINK_WORD"] = 0
-        if reads["VTPR"](inputs):
-            inputs["VTPR"] = self._bus.read(inputs["VIRTUAL_APIC_ADDR"] + VTPR_OFFSET, 4) & 0xFF
-        if reads["LINK_WORD"](inputs):
-            inputs["LINK_WORD"] = self._bus.read(inputs["VMCS_LINK_POINTER"], 4)
-        if flags["PROC2_ENABLE_EPT"](inputs):
-            inputs.update({f"PDPTE{number}": inputs[f"GUEST_PDPTE{number}"] for number in range(4)})
-        elif reads["PDPTE0"](inputs):
-            self._read_table(inputs, "PDPTE", inputs["GUEST_CR3"])
-
-    def _read_table(self, inputs, name, cr3):
-        """The four page-directory-pointer-table entries of PAE paging."""
-        table = cr3 & 0xFFFFFFE0
-        for number in range(4):
-            inputs[f"{name}{number}"] = self._bus.read(table + WORD_BYTES * number)
-
     def _region_word(self, pointer):
         """Revision and shadow indicator of a region; of a resident VMCS's, as it was loaded."""
         if vmcs := self._residents.find(pointer):
             return self.capabilities.revision | vmcs.shadow << 31
-        return self._bus.read(pointer, 4)
+        return self._memory.transfer_read(pointer, 4)
 
     def _bitmap_bit(self, inputs):
         bitmap = inputs[f"{inputs.instruction.name}_BITMAP_ADDR"]
         bit = inputs["ENCODING"] & 0x7FFF
-        return self._bus.read(bitmap + bit // 64 * WORD_BYTES) >> bit % 64 & 1
+        return self._memory.transfer_read(bitmap + bit // 64 * WORD_BYTES) >> bit % 64 & 1
+
+    def _pdpte(self, inputs, number):
+        if self._rules.flags["PROC2_ENABLE_EPT"](inputs):
+            return inputs[f"GUEST_PDPTE{number}"]
+        table = inputs["GUEST_CR3"] & 0xFFFFFFE0
+        return self._memory.transfer_read(table + WORD_BYTES * number)
+
+    def _host_pdpte(self, inputs, number):
+        table = inputs["HOST_CR3"] & 0xFFFFFFE0
+        return self._memory.transfer_read(table + WORD_BYTES * number)
 
     def _wrmsr_accepted(self, entry):
         accepts = self._rules.wrmsr.get(entry["LIST_INDEX"])

@@ -2,18 +2,20 @@
 
 An operation is an :class:`~vmxswitch.spec.operations.Instruction`, an
 :class:`~vmxswitch.spec.operations.Event` or :class:`~vmxswitch.spec.operations.Boundary`, or
-something the core does itself: :class:`RegisterWrites`, :class:`MemoryWrite`, :class:`TimePasses`.
+something around the unit: :class:`RegisterWrites`, :class:`MemoryWrite`, :class:`MemoryFault`,
+:class:`TimePasses`.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode
 
+from .memory import Fault
+
 __all__ = [
-    "PROMPT", "CurrentVmcs", "MemoryWrite", "Observation", "Operation", "RegisterWrites",
+    "PROMPT", "MemoryFault", "MemoryWrite", "Observation", "Operation", "RegisterWrites",
     "TimePasses", "Timing", "observe",
 ]
 
@@ -33,12 +35,20 @@ class MemoryWrite:
 
 
 @dataclass(frozen=True)
+class MemoryFault:
+    """From now on memory fails at the 64-bit word of an address, or no longer (None)."""
+    address: int
+    fault: Fault | None
+
+
+@dataclass(frozen=True)
 class TimePasses:
     """The VMX-preemption timer counts ``ticks`` (32 bits) down, in the guest."""
     ticks: int
 
 
-Operation = Instruction | Event | Boundary | RegisterWrites | MemoryWrite | TimePasses
+Operation = (Instruction | Event | Boundary | RegisterWrites | MemoryWrite | MemoryFault
+             | TimePasses)
 
 
 @dataclass(frozen=True)
@@ -62,34 +72,40 @@ class Timing:
 PROMPT = Timing()  #: one request at a time, and nothing waits
 
 
-class CurrentVmcs(NamedTuple):
-    """The current VMCS: its pointer, all ones if there is none, and its launch state."""
-    pointer: int
-    launched: bool
-
-
 @dataclass(frozen=True)
 class Observation:
-    """What an operation left behind; ``answer`` is None after the core's own writes."""
+    """What an operation left behind; ``answer`` is None after the core's own writes.
+
+    ``current_vmcs`` and ``launched`` are pointer and launch state of the current VMCS.
+    """
     answer: Answer | None
     mode: Mode
     registers: Mapping[str, int]
-    current_vmcs: CurrentVmcs
+    current_vmcs: int
+    launched: bool
+
+    @property
+    def vmcs(self) -> dict[str, int]:
+        """Pointer and launch state by name."""
+        return {"current_vmcs": self.current_vmcs, "launched": int(self.launched)}
 
     def agrees(self, expected: "Observation") -> bool:
         """Whether all is as expected but for the number of cycles."""
         answer, wanted = self.answer, expected.answer
-        return (self.mode, self.registers, self.current_vmcs) == (
-            expected.mode, expected.registers, expected.current_vmcs) and (
+        same = (self.mode == expected.mode and self.registers == expected.registers
+                and self.vmcs == expected.vmcs)
+        return same and (
             answer == wanted or None not in (answer, wanted)
             and replace(answer, cycles=0) == replace(wanted, cycles=0))
 
 
 def observe(port, operations: Iterable[Operation], timing: Timing = PROMPT) -> list:
-    """Carry out a program and observe each operation but the memory writes (None).
+    """Carry out a program and observe each operation but those on memory (None).
 
     On a port that can, all of it is one call, with the given timing; what comes back then only has
-    the members of an :class:`Observation`. An operation that gets no answer ends the list.
+    the members of an :class:`Observation`. Another one must have ``fail_memory``, ``current_vmcs``
+    and ``launched`` beside the members of a ``Port``. An operation that gets no answer ends the
+    list.
     """
     if hasattr(port, "observe"):
         return port.observe(operations, timing)
@@ -108,6 +124,9 @@ def _step(port, operation):
         case MemoryWrite(address, size, value):
             port.write_memory(address, size, value)
             return None
+        case MemoryFault(address, fault):
+            port.fail_memory(address, fault)
+            return None
         case RegisterWrites(values):
             port.write_registers(dict(values))
         case Instruction():
@@ -116,4 +135,5 @@ def _step(port, operation):
             port.pass_time(ticks)
         case Event() | Boundary():
             answer = port.report(operation)
-    return Observation(answer, port.mode, port.read_registers(), port.current_vmcs)
+    return Observation(
+        answer, port.mode, port.read_registers(), port.current_vmcs, port.launched)

@@ -11,8 +11,7 @@ from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode, Sample
 
 from .codec import Codec
-from .memory import Bus, Fault, Memory
-from .observation import CurrentVmcs
+from .memory import Fault, Memory
 
 __all__ = ["PysimPort"]
 
@@ -37,7 +36,6 @@ class PysimPort:
         self.capabilities = capabilities
         self.watcher: Callable[[Sample], None] | None = None
         self.memory = Memory()
-        self._bus = Bus(self.memory)
         if unit is not None:
             self.unit = unit
         self.cycle = 0
@@ -59,12 +57,11 @@ class PysimPort:
         return simulator
 
     def reset(self) -> None:
-        """Registers 0, outside VMX operation, memory all zero and without faults, cycle 0."""
+        """Registers 0, outside VMX operation, memory all zero, cycle 0."""
         self._job = None
         self.cycle = 0
         self._mode = Mode.OFF
         self.memory.clear()
-        self.set_faults({})
         if "simulator" in vars(self):
             self.simulator.reset()
 
@@ -72,6 +69,16 @@ class PysimPort:
     def mode(self) -> Mode:
         """Present mode."""
         return self._mode
+
+    @property
+    def current_vmcs(self) -> int:
+        """Current-VMCS pointer; all ones if there is none."""
+        return self._retired("current_vmcs")
+
+    @property
+    def launched(self) -> bool:
+        """Whether the current VMCS is launched; False if there is none."""
+        return bool(self._retired("launched"))
 
     def execute(self, instruction: Instruction) -> Answer:
         """Carry out one VMX instruction in the present environment."""
@@ -117,14 +124,9 @@ class PysimPort:
         """Every 64-bit word of memory that is not 0, by address."""
         return self.memory.words()
 
-    def set_faults(self, faults: Mapping[int, Fault]) -> None:
-        """From now on these 64-bit words of memory, and no others, are faulty for the unit."""
-        self._bus.set_faults(faults)
-
-    @property
-    def current_vmcs(self) -> CurrentVmcs:
-        """Pointer and launch state of the current VMCS."""
-        return self._run(self._current_vmcs)
+    def fail_memory(self, address: int, fault: Fault | None) -> None:
+        """Let memory fail the unit at the 64-bit word of ``address``, or no longer (None)."""
+        self.memory.fail(address, fault)
 
     # --- simulation ---
 
@@ -152,12 +154,13 @@ class PysimPort:
             self._mode = Mode(ctx.get(self.unit.mode))
             self._job = None
 
+    def _retired(self, name):
+        async def look(ctx):
+            return ctx.get(self.unit.retired[name])
+        return self._run(look)
+
     async def _registers(self, ctx):
         return self._codec.registers(ctx.get(Value.cast(self.unit.live)))
-
-    async def _current_vmcs(self, ctx):
-        retired = self.unit.retired
-        return CurrentVmcs(ctx.get(retired.current_vmcs), bool(ctx.get(retired.launched)))
 
     async def _tick(self, ctx):
         """One clock cycle, with memory's answer and the watcher's look at what it shows."""
@@ -167,16 +170,16 @@ class PysimPort:
         bus = self.unit.memory
         transfer = ctx.get(bus.stb) and not ctx.get(bus.ack) and not ctx.get(bus.err)
         address = ctx.get(bus.adr) << 3 if transfer else 0
-        write, data = (ctx.get(bus.we), ctx.get(bus.dat_w)) if transfer else (0, 0)
-        fault = self._bus.fault(address) if transfer else None
+        write = ctx.get(bus.we) if transfer else 0
+        fault = self.memory.faults.get(address) if transfer else None
+        answered = transfer and fault is None
         await ctx.tick()
         self.cycle += 1
-        succeeds = transfer and fault is None
-        if succeeds and write:
-            self.memory.write(address, 8, data)
-        elif succeeds:
+        if answered and write:
+            self.memory.write(address, 8, ctx.get(bus.dat_w))
+        elif answered:
             ctx.set(bus.dat_r, self.memory.read(address, 8))
-        ctx.set(bus.ack, int(bool(succeeds)))
+        ctx.set(bus.ack, int(bool(answered)))
         ctx.set(bus.err, int(fault is Fault.ERROR))
 
     async def _pass(self, ctx, ticks):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import NO_VMCS
-from vmxswitch.spec.region import LAUNCH_OFFSET, WORD_BYTES, field_offsets
+from vmxswitch.spec.region import LAUNCH_OFFSET, field_offsets
 
-from .memory import Bus
+from .memory import Memory
 
 __all__ = ["Residents", "Vmcs"]
 
@@ -34,12 +34,12 @@ class Residents:
     ----------
     capabilities : Capabilities
         The processor; has the number of slots.
-    bus : Bus
+    memory : Memory
         Where the regions are.
     """
 
-    def __init__(self, capabilities: Capabilities, bus: Bus):
-        self._bus = bus
+    def __init__(self, capabilities: Capabilities, memory: Memory):
+        self._memory = memory
         self._offsets = field_offsets(capabilities)
         self._masks = {name: (1 << capabilities.bits(row)) - 1
                        for name, row in capabilities.fields.items()}
@@ -66,7 +66,7 @@ class Residents:
         vmcs = self.find(pointer)
         if vmcs is None:
             slot = self._make_room()
-            launched = bool(self._bus.read(pointer + LAUNCH_OFFSET) & 1)
+            launched = bool(self._memory.transfer_read(pointer + LAUNCH_OFFSET) & 1)
             vmcs = Vmcs(pointer, shadow, launched,
                         {field: self.read(pointer, field) for field in self._offsets})
             self._slots[slot] = vmcs
@@ -77,7 +77,7 @@ class Residents:
         if self.find(pointer):
             self.flush(pointer, launched=False)
         else:
-            self._bus.write(pointer + LAUNCH_OFFSET, WORD_BYTES, 0)
+            self._memory.transfer_write(pointer + LAUNCH_OFFSET, 0)
 
     def flush(self, pointer: int, launched: bool | None = None) -> None:
         """Write a VMCS, if resident, to its region; it is then no longer resident."""
@@ -87,11 +87,11 @@ class Residents:
 
     def read(self, pointer: int, field: str) -> int:
         """A field of a VMCS that is not resident."""
-        return self._bus.read(pointer + self._offsets[field]) & self._masks[field]
+        return self._memory.transfer_read(pointer + self._offsets[field]) & self._masks[field]
 
     def write(self, pointer: int, field: str, value: int) -> None:
         """Write a field of a VMCS that is not resident."""
-        self._bus.write(pointer + self._offsets[field], WORD_BYTES, value)
+        self._memory.transfer_write(pointer + self._offsets[field], value)
 
     def _make_room(self):
         """The slot for a VMCS that is not resident."""
@@ -107,7 +107,7 @@ class Residents:
 
     def _store(self, vmcs, launched):
         """Write all but the words that are software's."""
-        self._bus.write(vmcs.pointer + LAUNCH_OFFSET, WORD_BYTES, int(launched))
+        self._memory.transfer_write(vmcs.pointer + LAUNCH_OFFSET, int(launched))
         for field, value in vmcs.fields.items():
             self.write(vmcs.pointer, field, value)
 

@@ -30,6 +30,7 @@ from vmxswitch.spec.expression import (
     to_function,
 )
 from vmxswitch.spec.operations import Answer, Instruction, Outcome
+from vmxswitch.spec.proof import witness
 from vmxswitch.spec.tables import (
     CAPABILITY_MSRS,
     CHECKS,
@@ -42,7 +43,6 @@ from vmxswitch.spec.tables import (
 )
 
 from .cases import Profile
-from .proof import witness
 from .solver import Changes, Solver, distance, evaluate
 
 __all__ = [
@@ -584,7 +584,7 @@ class Search:
     def implied(self, row: str, others: Iterable[str]) -> bool:
         """Whether one of the other rows fails whenever the row does. Proved, not searched.
 
-        Raises :exc:`vmxswitch.sim.proof.Undecided` if that takes too many cases.
+        Raises :exc:`vmxswitch.spec.proof.Undecided` if that takes too many cases.
         """
         alone = self._expressions.get(row, NEVER)
         for other in others:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from vmxswitch.spec.capabilities import WRMSR_RULES, BoundCheck, Capabilities
-from vmxswitch.spec.expression import Const, Expression, Slice, to_function
+from vmxswitch.spec.expression import Const, Expression, Slice, symbols, to_function
 from vmxswitch.spec.tables import (
     ABORTS,
     BOUNDARY_EVENTS,
@@ -29,7 +29,6 @@ class Rules:
     instructions: Mapping[str, tuple[tuple[InstructionRow, Function], ...]]
     checks: tuple[tuple[BoundCheck, Function], ...]       # all but those of list entries
     list_checks: tuple[tuple[BoundCheck, Function], ...]  # of an MSR-load list entry
-    reads: Mapping[str, Function]                         # symbol: whether a check reads it
     entry: Mapping[str, Function]                         # register: value that an entry loads
     save: Mapping[str, Function]                          # field: value that an exit saves
     host: Mapping[str, Function]                          # register: value that an exit loads
@@ -37,6 +36,7 @@ class Rules:
     events: Mapping[int, "EventRules"]                    # by exit reason
     boundary: tuple["BoundaryRules", ...]                 # by priority
     words: Mapping[str, tuple[Function, Function]]        # symbol: whether read, and address
+    checked_words: Mapping[str, Function]                 # symbol: whether entry checks read it
     aborts: Mapping[int, Function]                        # VMX-abort code: whether it comes to it
     wrmsr: Mapping[int, Function]                         # MSR index: whether WRMSR accepts data
     flags: Mapping[str, Function]                         # single bits that effects ask for
@@ -65,6 +65,10 @@ FLAGS = ("MODE64", "PROC2_ENABLE_EPT", "PROC2_EPT_VIOLATION_VE", "HOST_PAE", "VE
          "TIMER_COUNTS")
 
 
+#: Symbols of memory that entry checks read.
+CHECKED_WORDS = ("VTPR", "LINK_WORD", "PDPTE0", "PDPTE1", "PDPTE2", "PDPTE3")
+
+
 @cache
 def rules(capabilities: Capabilities) -> Rules:
     """Compile the tables for one processor."""
@@ -83,8 +87,6 @@ def rules(capabilities: Capabilities) -> Rules:
             for name, rows in INSTRUCTIONS.items()},
         checks=tuple(pair for pair in checks if pair[0].stage != "msr-load"),
         list_checks=tuple(pair for pair in checks if pair[0].stage == "msr-load"),
-        reads={symbol: to_function(capabilities.reads(symbol))
-               for symbol in ("VTPR", "LINK_WORD", "PDPTE0")},
         entry={name: compiled(row.entry, widths[name]) for name, row in registers.items()},
         save={row.field: compiled(row.save, field_widths[row.field])
               for row in registers.values() if row.field in field_widths},
@@ -99,10 +101,18 @@ def rules(capabilities: Capabilities) -> Rules:
                           compiled(row.qualification)) for row in BOUNDARY_EVENTS),
         words={symbol: (compiled(row.when), compiled(row.address))
                for symbol, row in EVENT_WORDS.items()},
+        checked_words={symbol: _any(
+            compiled(row.check.applies) for row in capabilities.state_checks
+            if symbol in symbols(row.check.condition)) for symbol in CHECKED_WORDS},
         aborts={code: compiled(row.condition) for code, row in ABORTS.items()},
         wrmsr={msr: compiled(expression(WRMSR_RULES[rule]))
                for msr, rule in capabilities.wrmsr_rules.items()},
         flags={name: compiled(expression(name)) for name in FLAGS})
+
+
+def _any(functions):
+    functions = tuple(functions)
+    return lambda values: int(any(function(values) for function in functions))
 
 
 def _met(rows, capabilities):

@@ -3,7 +3,7 @@
 from vmxswitch.spec.operations import Answer, Instruction, Mode, Outcome
 from vmxswitch.spec.tables import FIELD_BY_ENCODING, FIELDS, INSTRUCTIONS
 
-from .cases import Case, Profile
+from .cases import FAULTS, Case, Profile
 from .guest_events import Unknown, event_of
 from .processor import Fault, Processor
 
@@ -106,6 +106,9 @@ class Runner:
                         [*self._profile.baselines[op["base"]], *op.get("writes", [])])
                 case "time":
                     self._port.pass_time(op["ticks"])
+                    return {"result": "ok"}
+                case "fault":
+                    self._port.fail_memory(op["addr"], FAULTS[op["kind"]])
                     return {"result": "ok"}
                 case "guest":
                     return self._guest(op["event"], op.get("state", {}))

@@ -6,8 +6,8 @@ JavaScript engine.
 
 from collections.abc import Sequence
 from itertools import groupby
-from xml.etree import ElementTree
 
+from .svg import add, document, text_of
 from .vcd_file import VcdFile
 
 __all__ = ["timing_svg"]
@@ -69,48 +69,34 @@ def _document(rows, cycles: Sequence[int], middle: int, caption: str) -> str:
     width = max(LABEL + CYCLE * len(cycles) + 10, CAPTION)
     height = TOP + ROW * (len(rows) + 1) + 10
     edge_x = LABEL + CYCLE * (middle - cycles[0])
-    svg = ElementTree.Element("svg", {
-        "xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {width} {height}",
-        "width": str(width), "height": str(height)})
-    _add(svg, "title", text=caption)
-    _add(svg, "style", text=STYLE)
-    _add(svg, "rect", width=width, height=height, fill="white")
+    svg = document(width, height, caption, STYLE)
     for number, cycle in enumerate(cycles):
         x = LABEL + CYCLE * number
-        _add(svg, "text", str(cycle), x=x + CYCLE / 2, y=TOP - 8, **{"class": "cycle"})
-        _add(svg, "path", d=f"M{x} {TOP} V{height - 10}", **{"class": "grid"})
+        add(svg, "text", str(cycle), x=x + CYCLE / 2, y=TOP - 8, **{"class": "cycle"})
+        add(svg, "path", d=f"M{x} {TOP} V{height - 10}", **{"class": "grid"})
     _row(svg, 0, "clk", _clock, [0] * len(cycles), None)
     for number, (label, draw, values) in enumerate(rows, 1):
         _row(svg, number, label, draw, values, middle - cycles[0])
-    _add(svg, "path", d=f"M{edge_x} {TOP - 26} V{height - 10}", **{"class": "edge"})
-    _add(svg, "text", caption, x=min(max(edge_x, CAPTION // 2), width - CAPTION // 2), y=TOP - 34,
+    add(svg, "path", d=f"M{edge_x} {TOP - 26} V{height - 10}", **{"class": "edge"})
+    add(svg, "text", caption, x=min(max(edge_x, CAPTION // 2), width - CAPTION // 2), y=TOP - 34,
          **{"class": "caption"})
-    ElementTree.indent(svg)
-    return ElementTree.tostring(svg, encoding="unicode") + "\n"
-
-
-def _add(parent, tag, text=None, **attributes):
-    element = ElementTree.SubElement(
-        parent, tag, {name: f"{value:g}" if isinstance(value, float) else str(value)
-                      for name, value in attributes.items()})
-    element.text = text
-    return element
+    return text_of(svg)
 
 
 def _row(svg, number, label, draw, values, edge):
-    group = _add(svg, "g", id=label, transform=f"translate({LABEL} {TOP + ROW * number})")
-    _add(group, "text", label, x=10 - LABEL, y=22)
+    group = add(svg, "g", id=label, transform=f"translate({LABEL} {TOP + ROW * number})")
+    add(group, "text", label, x=10 - LABEL, y=22)
     draw(group, values, edge)
 
 
 def _clock(group, values, _):
     wave = f"V{HIGH} h{CYCLE / 2:g} V{LOW} h{CYCLE / 2:g} "
-    _add(group, "path", d=f"M0 {LOW} {wave * len(values)}".rstrip())
+    add(group, "path", d=f"M0 {LOW} {wave * len(values)}".rstrip())
 
 
 def _bit(group, values, _):
     levels = [HIGH if value else LOW for value in values]
-    _add(group, "path", d=f"M0 {levels[0]} " + " ".join(
+    add(group, "path", d=f"M0 {levels[0]} " + " ".join(
         f"V{level} h{CYCLE}" for level in levels))
 
 
@@ -122,11 +108,11 @@ def _boxes(group, values, edge):
         left, right = CYCLE * start, CYCLE * end
         middle = (HIGH + LOW) / 2
         if value == "-":
-            _add(group, "path", d=f"M{left} {middle:g} H{right}")
+            add(group, "path", d=f"M{left} {middle:g} H{right}")
         else:
             side = "before" if end <= edge else "after" if start >= edge else "through"
-            _add(group, "path", d=f"M{left} {middle:g} l{SLOPE} {HIGH - middle:g} "
+            add(group, "path", d=f"M{left} {middle:g} l{SLOPE} {HIGH - middle:g} "
                  f"H{right - SLOPE} L{right} {middle:g} L{right - SLOPE} {LOW} "
                  f"H{left + SLOPE} Z", **{"class": side})
-            _add(group, "text", str(value), x=(left + right) / 2, y=21, **{"class": "value"})
+            add(group, "text", str(value), x=(left + right) / 2, y=21, **{"class": "value"})
         start = end

@@ -32,7 +32,7 @@ from .codec import Codec, Layout
 from .memory import Fault
 from .observation import (
     PROMPT,
-    CurrentVmcs,
+    MemoryFault,
     MemoryWrite,
     Observation,
     Operation,
@@ -62,7 +62,6 @@ class Kind(IntEnum):
     IDLE = 9
     SHOW = 10
     TIME = 11          # preemption-timer ticks, in one cycle
-    MEND = 12          # no word of memory is faulty any more
 
 
 class VerilatorPort:
@@ -121,15 +120,14 @@ class VerilatorPort:
         self._handle = self._library.vmx_new()
         self._mode = Mode.OFF
         self._is_fresh = True
-        self._retired = Layout(Retired)
         self._shifts = {name: 8 * place.start for name, place in self._places.items()}
         self._always, self._diagnosis = (
             sum((1 << 8 * (place.stop - place.start)) - 1 << 8 * place.start
                 for name, place in self._places.items() if name in names)
             for names in (("MODE", "LIVE"), ("DIAGNOSIS",)))
-        self._always |= self._retired.mask(["launched", "current_vmcs"]) << self._shifts["RETIRED"]
-        self._checked_bit = self._retired.mask(["checked"])
-        self._checked = self._checked_bit << self._shifts["RETIRED"]
+        self._retired = Layout(Retired)
+        self._checked = self._retired.mask(["checked"]) << self._shifts["RETIRED"]
+        self._always |= self._retired.mask(["current_vmcs", "launched"]) << self._shifts["RETIRED"]
         self._packed = ({}, 0)  # an environment and what ``live`` shows in it
 
     def _build(self, sizes):
@@ -151,7 +149,7 @@ class VerilatorPort:
         return self._mode
 
     def reset(self) -> None:
-        """Registers 0, outside VMX operation, memory all zero and without faults, cycle 0.
+        """Registers 0, outside VMX operation, memory all zero, cycle 0.
 
         Timing as after the start: what one call asks for is offered back to back, and nobody waits
         longer than needed.
@@ -184,8 +182,8 @@ class VerilatorPort:
     ) -> list["CompiledObservation | None"]:
         """Carry out a program in one call; what each operation left behind.
 
-        Memory writes give None. The timing stays until the next reset. If an operation gets no
-        answer in :data:`RESPONSE_LIMIT_CYC` cycles, the list ends before it.
+        Writes and faults of memory give None. The timing stays until the next reset. If an
+        operation gets no answer in :data:`RESPONSE_LIMIT_CYC` cycles, the list ends before it.
         """
         records = [self._record(
             Kind.TIMING,
@@ -196,7 +194,7 @@ class VerilatorPort:
             ends.append((operation, len(records) - 1))
         rows = self._carry_out(records)
         return [
-            None if isinstance(operation, MemoryWrite) else
+            None if isinstance(operation, MemoryWrite | MemoryFault) else
             CompiledObservation(self, operation, rows[end])
             for operation, end in ends if end < len(rows)]
 
@@ -211,6 +209,8 @@ class VerilatorPort:
                 return [self._record(Kind.WRITE_MEMORY, address | value << 64 | size << 128)]
             case TimePasses(ticks):
                 return [self._record(Kind.TIME, ticks)]
+            case MemoryFault(address, fault):
+                return [self._record(Kind.FAULT, address | (fault or 0) << 64)]
             case RegisterWrites(values):
                 updates = [self._codec.update(name, value) for name, value in values]
                 return ([self._record(Kind.UPDATE, update) for update in updates]
@@ -250,17 +250,9 @@ class VerilatorPort:
         return {address: word for address, word in zip(words[::2], words[1::2], strict=True)
                 if word}
 
-    def set_faults(self, faults: Mapping[int, Fault]) -> None:
-        """From now on these 64-bit words of memory, and no others, are faulty for the unit."""
-        self._run([self._record(Kind.MEND), *(
-            self._record(Kind.FAULT, address | (fault is Fault.HANG) << 64)
-            for address, fault in faults.items())])
-
-    @property
-    def current_vmcs(self) -> CurrentVmcs:
-        """Pointer and launch state of the current VMCS."""
-        row, = self._run([self._record(Kind.LOOK)])
-        return self._current_vmcs(row)
+    def fail_memory(self, address: int, fault: Fault | None) -> None:
+        """Let memory fail the unit at the 64-bit word of ``address``, or no longer (None)."""
+        self._run(self._records(MemoryFault(address, fault)))
 
     @contextmanager
     def recorded(self, path: Path) -> Iterator[None]:
@@ -320,15 +312,11 @@ class VerilatorPort:
                 int.from_bytes(part, "little") for part in (sample[:8], sample[8:12], sample[12:]))
             self.watcher(Sample(cycle, Mode(mode), self._codec.registers(live)))
 
-    def _current_vmcs(self, row):
-        retired = self._retired.unpack(self._part(row, "RETIRED"))
-        return CurrentVmcs(retired["current_vmcs"], bool(retired["launched"]))
-
     def _part(self, row, name):
         return int.from_bytes(row[self._places[name]], "little")
 
     def _answer(self, row, *, event):
-        checked = not event and self._part(row, "RETIRED") & self._checked_bit
+        checked = not event and self._retired.unpack(self._part(row, "RETIRED"))["checked"]
         return self._codec.answer(
             self._part(row, "RESPONSE"), event=event,
             diagnosis=self._part(row, "DIAGNOSIS") if checked else 0,
@@ -337,10 +325,8 @@ class VerilatorPort:
     def _expectation(self, expected):
         """What an observation is made from, as a row of results: its bits and a mask."""
         at = self._shifts
-        pointer, launched = expected.current_vmcs
-        bits = expected.mode << at["MODE"] | self._live(expected.registers) << at["LIVE"]
-        bits |= self._retired.pack(
-            {"launched": launched, "current_vmcs": pointer}) << at["RETIRED"]
+        bits = (expected.mode << at["MODE"] | self._live(expected.registers) << at["LIVE"]
+                | self._retired.pack(expected.vmcs) << at["RETIRED"])
         mask = self._always
         if (answer := expected.answer) is not None:
             response, response_mask = self._codec.response(answer)
@@ -382,8 +368,10 @@ class CompiledObservation:
         return self._port._codec.registers(self._port._part(self._row, "LIVE"))
 
     @property
-    def current_vmcs(self) -> CurrentVmcs:
-        return self._port._current_vmcs(self._row)
+    def vmcs(self) -> dict[str, int]:
+        """Pointer and launch state of the current VMCS by name."""
+        retired = self._port._retired.unpack(self._port._part(self._row, "RETIRED"))
+        return {name: retired[name] for name in ("current_vmcs", "launched")}
 
     def agrees(self, expected: Observation) -> bool:
         """Whether all is as expected but for the number of cycles."""

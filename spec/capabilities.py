@@ -11,11 +11,11 @@ Source: Intel SDM vol. 3D, appendix A, "VMX Capability Reporting Facility".
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 
 from .errors import UsageError
-from .expression import Binary, Const, Expression, Extend, Invert, Symbol, bind, symbols
+from .expression import Const, Expression, Extend, Symbol, bind
 from .tables import (
     CAPABILITY_MSRS,
     CHECKS,
@@ -29,7 +29,7 @@ from .tables import (
     Register,
 )
 
-__all__ = ["PRESETS", "WRMSR_RULES", "BoundCheck", "Capabilities", "configuration"]
+__all__ = ["LIST_STAGE", "PRESETS", "WRMSR_RULES", "BoundCheck", "Capabilities"]
 
 LMA = 1 << 10  # IA32_EFER
 LIST_STAGE = "msr-load"
@@ -174,7 +174,7 @@ class Capabilities:
         """Whether the processor lets a control bit be 1."""
         row = CONTROLS[control]
         word = CONTROL_WORDS[row.word]
-        return bool(self.constants[word.capability_symbol] >> word.allowed_1_low + row.low & 1)
+        return bool(self.constants[word.allowed_symbol] >> row.low & 1)
 
     @cached_property
     def constants(self) -> dict[str, int]:
@@ -187,6 +187,10 @@ class Capabilities:
         values |= {
             word.capability_symbol: self.msr(word.true_capability if true else word.capability)
             for word in CONTROL_WORDS.values() if word.true_capability
+        }
+        values |= {
+            word.allowed_symbol: values[word.capability_symbol] >> word.allowed_1_low
+            for word in CONTROL_WORDS.values()
         }
         return values | {
             "PHYSICAL_WIDTH": self.physical_address_width,
@@ -253,8 +257,7 @@ class Capabilities:
         """Checks that can fail on this processor, in table order."""
         result = {}
         for check in CHECKS.values():
-            violated = Binary(1, "&", check.applies, Invert(1, check.condition))
-            fails = self.bind(violated)
+            fails = self.bind(check.violated)
             if fails != Const(1, 0):
                 result[check.id] = BoundCheck(check, fails)
         return result
@@ -268,12 +271,6 @@ class Capabilities:
     def list_checks(self) -> tuple[BoundCheck, ...]:
         """The checks made for each entry of the VM-entry MSR-load list, in table order."""
         return tuple(row for row in self.checks.values() if row.stage == LIST_STAGE)
-
-    def reads(self, symbol: str) -> Expression:
-        """Whether a check that reads the symbol applies: 1 where memory must be read for it."""
-        readers = [row.check for row in self.state_checks if symbol in symbols(row.check.condition)]
-        return self.bind(reduce(
-            lambda either, check: Binary(1, "|", either, check.applies), readers, Const(1, 0)))
 
 
 def _offer(
@@ -356,17 +353,27 @@ PRESETS: dict[str, Capabilities] = {
 }
 
 
-def configuration(name: str) -> Capabilities:
-    """A preset by its name; ``NAME:N`` is one with N resident VMCSs.
+def split_configuration(name: str) -> tuple[str, str]:
+    """A configuration's preset or file, and the number of resident VMCSs as text, if it has one."""
+    source, _, count = name.rpartition(":")
+    return (source, count) if source and count and not Path(name).is_file() else (name, "")
 
-    Raises :exc:`UsageError` if there is no such preset or number.
+
+def configuration(name: str) -> Capabilities:
+    """A preset by its name, or the processor of a profile's file; NAME:N has N resident VMCSs.
+
+    Raises :exc:`UsageError` if there is neither, or for a number that cannot be.
     """
-    preset, colon, count = name.partition(":")
-    if preset not in PRESETS:
-        raise UsageError(f"no configuration {name!r}: {', '.join(PRESETS)}, and NAME:N with N "
-                         "resident VMCSs")
-    if not colon:
-        return PRESETS[preset]
+    source, count = split_configuration(name)
+    if source in PRESETS:
+        capabilities = PRESETS[source]
+    elif Path(source).is_file():
+        capabilities = Capabilities.from_profile(source)
+    else:
+        raise UsageError(f"no configuration {name!r}: {', '.join(PRESETS)}, or the file of a "
+                         "profile; NAME:N has N resident VMCSs")
+    if not count:
+        return capabilities
     if not count.isdecimal():
         raise UsageError(f"{name!r}: {count!r} is not a number of resident VMCSs")
-    return replace(PRESETS[preset], name=name, resident_vmcss=int(count))
+    return replace(capabilities, name=f"{capabilities.name}:{count}", resident_vmcss=int(count))

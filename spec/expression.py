@@ -31,6 +31,7 @@ values zero-extended.
 import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from string import Template
 
 __all__ = [
@@ -374,15 +375,21 @@ def symbols(expression: Expression) -> frozenset[str]:
 
 def _children(expression) -> dict[str, Expression]:
     """The operands of a node, by the name of their attribute."""
-    values = ((field.name, getattr(expression, field.name)) for field in fields(expression))
-    return {name: value for name, value in values if isinstance(value, Expression)}
+    return {name: getattr(expression, name) for name in _operands(type(expression))}
+
+
+@cache
+def _operands(kind: type[Expression]) -> tuple[str, ...]:
+    """Names of the attributes of a kind of node that are expressions."""
+    return tuple(field.name for field in fields(kind) if field.type is Expression)
 
 
 def bind(expression: Expression, known: Mapping[str, int | Expression]) -> Expression:
     """Put numbers or expressions in place of some symbols and fold everything that they decide.
 
     ``known`` must hold the widths of :data:`ADDRESS_RULES` if the expression has an address
-    rule.
+    rule. In place of a physical width that nobody knows it may hold a value 64 bits wide: those
+    bits that are beyond the width.
     """
     match expression:
         case Symbol(width, name):
@@ -392,11 +399,18 @@ def bind(expression: Expression, known: Mapping[str, int | Expression]) -> Expre
             return expression
         case Bound(_, rule, value):
             return bind(_address_rule(rule, value, known[ADDRESS_RULES[rule]]), known)
-    parts = {name: bind(child, known) for name, child in _children(expression).items()}
-    return _fold(replace(expression, **parts))
+    children = _children(expression)
+    if not children:  # an input that is no symbol
+        return expression
+    parts = {name: bind(child, known) for name, child in children.items()}
+    if any(part is not children[name] for name, part in parts.items()):
+        expression = replace(expression, **parts)
+    return _fold(expression)
 
 
 def _address_rule(rule, value, width) -> Expression:
+    if isinstance(width, Expression):
+        return _none_of(value, width)
     low = width - 1 if rule == "CANON" else width
     if low >= value.width:
         return Const(1, 1)
@@ -406,6 +420,17 @@ def _address_rule(rule, value, width) -> Expression:
         return zero
     ones = Binary(1, "==", upper, Const(upper.width, (1 << upper.width) - 1))
     return Binary(1, "|", zero, ones)
+
+
+def _none_of(value, beyond) -> Expression:
+    """Whether a value has none of the bits of ``beyond``, nor any above these."""
+    bits = min(value.width, beyond.width)
+    masked = Binary(bits, "&", Slice(bits, value, 0), Slice(bits, beyond, 0))
+    none = Binary(1, "==", masked, Const(bits, 0))
+    if value.width == bits:
+        return none
+    above = Slice(value.width - bits, value, bits)
+    return Binary(1, "&", none, Binary(1, "==", above, Const(above.width, 0)))
 
 
 def _fold(node) -> Expression:

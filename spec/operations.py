@@ -179,8 +179,8 @@ class Outcome(Enum):
     ENTRY_FAILURE = "entry failure"  # the host's environment is live
     EXIT = "VM exit"                 # the host's environment is live
     NO_EXIT = "no VM exit"           # the event is the guest's own business
+    BUS_ERROR = "bus error"          # memory gave an error or no answer; environment as before
     ABORT = "VMX abort"              # shutdown; the environment is as before, only a reset helps
-    BUS_ERROR = "bus error"          # memory answered with an error; the environment is as before
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,8 @@ class Answer:
     ----------
     outcome : Outcome
     row : str
-        Id of the row of instructions.csv that decided, "VMLAUNCH.12"; "" for events.
+        Id of the row of instructions.csv that decided, "VMLAUNCH.12"; "" for events and bus
+        errors.
     error : int
         VM-instruction error number (``FAIL_VALID``); VMX-abort code (``ABORT``).
     vector, error_code : int, int or None

@@ -17,15 +17,16 @@ from functools import cached_property
 from importlib.resources import files
 
 from .errors import UsageError
-from .expression import Expression, ExpressionError, Macro, parse, symbols
+from .expression import Binary, Expression, ExpressionError, Invert, Macro, parse, symbols
 
 __all__ = [
     "ABORTS", "BOUNDARY_EVENTS", "CAPABILITY_MSRS", "CHECKS", "CONTROLS", "CONTROL_WORDS", "ERRORS",
     "EVENT_WORDS", "EXIT_INFORMATION", "EXIT_REASONS", "FIELDS", "FIELD_BY_ENCODING",
-    "INSTRUCTIONS", "REGISTERS", "STAGES", "SYMBOLS", "SYMBOL_WIDTHS", "Abort", "BoundaryEvent",
-    "CapabilityMsr", "Check", "Control", "ControlWord", "EventWord", "ExitInformation",
-    "ExitReason", "Failure", "Field", "InstructionError", "InstructionRow", "NamedSymbol",
-    "Register", "TableError", "expression", "implemented_reason",
+    "INSTRUCTIONS", "MSRS", "REGISTERS", "REGISTER_BITS", "STAGES", "SYMBOLS", "SYMBOL_WIDTHS",
+    "Abort", "BoundaryEvent", "CapabilityMsr", "Check", "Control", "ControlWord", "EventWord",
+    "ExitInformation", "ExitReason", "Failure", "Field", "InstructionError", "InstructionRow",
+    "Msr", "NamedSymbol", "Register", "RegisterBits", "TableError", "expression",
+    "implemented_reason",
 ]
 
 NATURAL_BITS = 64  # architectural width of a natural-width field or register
@@ -100,6 +101,11 @@ class ControlWord:
         """Symbol of the capability in force, TRUE or plain."""
         return f"{self.word.upper()}CAP" if self.true_capability else self.capability
 
+    @property
+    def allowed_symbol(self) -> str:
+        """Symbol of the allowed-1 settings: the bits that may be 1."""
+        return f"{self.word.upper()}ALLOWED"
+
 
 @dataclass(frozen=True)
 class CapabilityMsr:
@@ -173,6 +179,11 @@ class Check:
     def symbols(self) -> frozenset[str]:
         """All symbols that the row reads."""
         return symbols(self.condition) | symbols(self.applies)
+
+    @property
+    def violated(self) -> Expression:
+        """What is 1 if the check fails: it applies and its condition does not hold."""
+        return Binary(1, "&", self.applies, Invert(1, self.condition))
 
 
 @dataclass(frozen=True)
@@ -277,6 +288,33 @@ class ExitInformation:
 
 
 @dataclass(frozen=True)
+class Msr:
+    """An MSR, or some that are alike: row of ``msrs.csv``.
+
+    WRMSR faults with data for which ``accepted`` is 0, and on some processors with data for which
+    ``doubtful`` is 0; nothing is said about other data.
+    """
+    first: int
+    last: int
+    name: str
+    accepted: Expression | None
+    doubtful: Expression | None
+
+
+@dataclass(frozen=True)
+class RegisterBits:
+    """Bits ``low`` to ``high`` of a register or field and their name: row of ``register_bits.csv``.
+
+    ``register`` is the register's name without area, such as CR0, or that of a field or of a kind
+    of fields: AR (access rights), SELECTOR, INTR_INFO.
+    """
+    register: str
+    low: int
+    high: int
+    name: str
+
+
+@dataclass(frozen=True)
 class InstructionError:
     """A VM-instruction error: row of ``instruction_errors.csv``."""
     number: int
@@ -319,7 +357,7 @@ _MACROS = {
 }
 _CAPABILITY_BITS = {row["symbol"]: 64 for row in _read("capability_msrs.csv")} | {
     f"{word.upper()}CAP": 64 for word, row in CONTROL_WORDS.items() if row.true_capability
-}
+} | {row.allowed_symbol: 64 for row in CONTROL_WORDS.values()}
 #: What decides whether a field, register or MSR exists: capabilities, and control bits, here in
 #: the sense "the processor allows the bit to be 1".
 _FEATURE_SCOPE = _CAPABILITY_BITS | {control: 1 for control in CONTROLS} | {
@@ -353,7 +391,7 @@ def _control_macros() -> Iterator[tuple[tuple[str, int], Macro]]:
     for control in CONTROLS.values():
         if control.low == control.high:
             row = CONTROL_WORDS[control.word]
-            allowed = f"{row.capability_symbol}[{row.allowed_1_low + control.low}]"
+            allowed = f"{row.allowed_symbol}[{control.low}]"
             text = f"({control.word.upper()}[{control.low}] and {allowed})"
             yield (control.symbol, 0), Macro((), text)
 
@@ -459,6 +497,17 @@ EXIT_INFORMATION: dict[str, ExitInformation] = {
         expression(row["value"], FIELDS[row["field"]].bits), row["notes"]))
     for row in _read("exit_information.csv")
 }
+MSRS: tuple[Msr, ...] = tuple(
+    _at(row, f"msrs.csv, {row['first']}", lambda row: Msr(
+        int(row["first"], 16), int(row["last"] or row["first"], 16), row["name"],
+        *(expression(row[column]) if row[column] else None
+          for column in ("accepted", "doubtful"))))
+    for row in _read("msrs.csv")
+)
+REGISTER_BITS: dict[str, tuple[RegisterBits, ...]] = {}
+for _row in _read("register_bits.csv"):
+    _bits = RegisterBits(_row["register"], int(_row["low"]), int(_row["high"]), _row["name"])
+    REGISTER_BITS[_bits.register] = (*REGISTER_BITS.get(_bits.register, ()), _bits)
 ERRORS: dict[int, InstructionError] = {
     int(row["number"]): InstructionError(
         int(row["number"]), row["symbol"], row["meaning"], tuple(row["raised_by"].split()))

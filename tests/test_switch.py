@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vmxswitch import cli
-from vmxswitch.firmware.vmm import SwitchResult
+from vmxswitch.firmware.world_switch import SwitchResult
 from vmxswitch.sim.model import Model
 
 LINUX, XEN, SMP = "linux-6.1-amd64-idle", "xen-4.17-panic", "linux-6.1-amd64-smp2"
@@ -121,7 +121,7 @@ def test_cpu_chooses_where_there_is_a_choice(run, refused):
         f"{SMP} holds 2 processors (CPU#0 and CPU#1); give --cpu 0 or --cpu 1")
     assert refused(SMP, XEN, "--cpu", "2").startswith(f"{SMP} has no CPU#2")
     assert refused(LINUX, XEN, "--cpu", "2") == (
-        "--cpu 2: both dumps hold one processor only; leave it out")
+        "--cpu 2: no dump given holds several processors; leave it out")
 
 
 def test_sections_of_a_vmcs_dump(run):

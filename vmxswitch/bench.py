@@ -31,7 +31,6 @@ from vmxswitch.spec.tables import EXIT_REASONS, FIELDS
 __all__ = ["cycles", "run", "speed"]
 
 CONFIG = "full"
-CLOCKLESS = "model"       # the backend that counts operations, not cycles
 #: Replayed if there is a checkout.
 CASES = checkout.ROOT / "tests" / "cases" / "entries.jsonl.gz"
 PROFILE, SAMPLED = "skylake_x_64", 200
@@ -45,7 +44,7 @@ def run(arguments):
     """Measures and prints; 0."""
     chosen = list(dict.fromkeys(arguments.backend or backends.BACKENDS))
     ports = {name: backends.port(name, PRESETS[CONFIG]) for name in chosen}
-    clocked = next((name for name in reversed(chosen) if name != CLOCKLESS), None)
+    clocked = next((name for name in reversed(chosen) if name != backends.CLOCKLESS), None)
     results = {"date": date.today().isoformat(), "machine": _machine(), "tools": _tools(chosen),
                "config": CONFIG, "seconds": arguments.seconds,
                "cycles": None, "speed": {}}
@@ -151,7 +150,7 @@ def speed(name: str, port: Port, seconds: float) -> dict[str, float]:
         bench.many(*bench.loads * count, ends=Outcome.SUCCEED)
 
     found = {}
-    if name != CLOCKLESS:
+    if name != backends.CLOCKLESS:
         found["cycles"] = rate(vmcs_loads, seconds) * bench.elapsed(bench.loads, Outcome.SUCCEED)
     found["round_trips"] = rate(round_trips, seconds)
     found["checked_entries"] = rate(refused_entries, seconds)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from vmxswitch.spec.errors import UsageError
 
-__all__ = ["ROOT", "require"]
+__all__ = ["PROFILES", "ROOT", "require"]
 
 #: Root of the checkout; without one, the folder that the package is installed in.
 ROOT = Path(__file__).resolve().parents[1]
+#: Recorded profiles of processors; there only in a checkout.
+PROFILES = ROOT / "tests" / "cases" / "profiles"
 
 
 def require(verb):

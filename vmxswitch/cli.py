@@ -75,6 +75,12 @@ def parser():
     return top
 
 
+def add_config(verb):
+    verb.add_argument("--config", metavar="NAME[:N]", default="full",
+                      help="processor: full (64-bit), compact (32-bit) or the file of a profile; "
+                           "with N resident VMCSs, 1 to 16 (default: %(default)s)")
+
+
 def add_switch(name, verbs):
     verb = verbs.add_parser(
         name, help="move a processor from one environment to another, in one clock edge",
@@ -93,9 +99,7 @@ def add_switch(name, verbs):
                       help="environment to go to, in any of these forms")
     verb.add_argument("--backend", choices=BACKENDS, default="pysim",
                       help=f"{BACKENDS_IN_WORDS} (default: %(default)s)")
-    verb.add_argument("--config", metavar="NAME", default="full",
-                      help="full, a 64-bit unit; compact, a 32-bit unit; with N resident VMCSs "
-                           "NAME:N (default: %(default)s)")
+    add_config(verb)
     verb.add_argument("--set", metavar="FIELD=VALUE", type=assignment, action="append", default=[],
                       help="set a VMCS field after the switch software has filled them all "
                            "(GUEST_...: FROM, HOST_...: TO); may be repeated")
@@ -104,6 +108,85 @@ def add_switch(name, verbs):
     verb.add_argument("--waves", metavar="DIR", type=Path,
                       help="write waves for GTKWave and Surfer, and a timing picture, to DIR "
                            "(default: none)")
+    verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def add_audit(name, verbs):
+    verb = verbs.add_parser(
+        name, help="say why a VM entry failed, from a log with VMCS dumps",
+        description="Checks every VMCS dump in a log against all VM-entry checks and names each\n"
+                    "one that fails, with values, what the manual demands and what to set. What\n"
+                    "the log does not show is left undecided. Needs no hardware.",
+        epilog="""exit status: 0 no check fails for certain, 1 one fails, 2 no dump or bad input
+
+examples:
+  vmxswitch audit kern.log
+  dmesg | vmxswitch audit -
+  vmxswitch audit mail.txt --maxphyaddr 39 --explain --html report.html
+  vmxswitch audit dump.txt --capabilities rdmsr.txt --json
+  vmxswitch audit dump.txt --capabilities skylake_x_64 --backend verilator""")
+    verb.add_argument("files", metavar="FILE", nargs="+",
+                      help="log with dumps of KVM, Xen or HAXM, or our JSON; - is standard input")
+    verb.add_argument("--json", action="store_true", help="print a JSON array, one object a dump")
+    verb.add_argument("--capabilities", metavar="PROFILE|FILE",
+                      help="the processor: a preset or recorded profile, a file of rdmsr output, "
+                           "or JSON (default: only what is true of every Intel 64 processor)")
+    verb.add_argument("--maxphyaddr", metavar="N", type=positive,
+                      help="physical-address width in bits (default: not known, 32 to 52)")
+    verb.add_argument("--explain", action="store_true",
+                      help="list the undecided checks, and what they depend on")
+    verb.add_argument("--html", metavar="FILE", type=Path,
+                      help="write one self-contained page for a bug report to FILE")
+    verb.add_argument("--backend", choices=["model", "verilator"],
+                      help="also execute VMLAUNCH with a whole dump on a processor of "
+                           "--capabilities and compare the rows (default: none)")
+
+
+def add_explain(name, verbs):
+    verb = verbs.add_parser(
+        name, help="explain a check, field, exit reason, error or control bit",
+        description="Prints one entry of the tables in words, with its neighbours.",
+        epilog="""examples:
+  vmxswitch explain G64
+  vmxswitch explain GUEST_DS_AR
+  vmxswitch explain 0x80000021
+  vmxswitch explain "error 7"
+  vmxswitch explain PROC2_UNRESTRICTED_GUEST""")
+    verb.add_argument("entry", metavar="ROW|FIELD|REASON|ERROR|CONTROL", nargs="+",
+                      help="id of a check, name or encoding of a VMCS field, `reason N` or its "
+                           "name, `error N` or its name, name of a control bit")
+
+
+def add_run(name, verbs):
+    verb = verbs.add_parser(
+        name, help="run several guests in turn on one processor",
+        description="Runs guests in turn under the VMM and shows each turn: why the guest left,\n"
+                    "how long it ran, what the switch took. At every VM entry each register is\n"
+                    "compared with what the guest left in it. Without guests: shipped systems.",
+        epilog="""examples:
+  vmxswitch run
+  vmxswitch run linux-6.1-amd64-idle reset-vector:boot xen-4.17-panic:crash --turns 100
+  vmxswitch run linux-6.1-amd64-idle:busy linux-6.1-686-pae-idle:busy --turns 10000 --json""")
+    verb.add_argument("guests", metavar="GUEST", nargs="*",
+                      help="environment, in any form that `switch` takes, and after a colon the "
+                           "program that it lives by: kernel, firmware, hypervisor, boot, "
+                           "process, busy or crash (default: what suits it)")
+    verb.add_argument("--turns", metavar="N", type=positive, default=40,
+                      help="VM entries, each with its VM exit (default: %(default)s)")
+    verb.add_argument("--quantum", metavar="CYCLES", type=positive, default=3_000,
+                      help="time slice of a guest (default: %(default)s)")
+    verb.add_argument("--backend", choices=BACKENDS, default="model",
+                      help=f"{BACKENDS_IN_WORDS} (default: %(default)s)")
+    add_config(verb)
+    verb.add_argument("--cpu", metavar="N", type=natural,
+                      help="processor to take where a dump holds several (default: the only one)")
+    verb.add_argument("--shared-msrs", action="store_true",
+                      help="use no MSR lists: faster, but guests share IA32_LSTAR and the like "
+                           "(default: each has its own)")
+    verb.add_argument("--svg", metavar="FILE", type=Path,
+                      help="draw the timeline (default: none)")
+    verb.add_argument("--waves", metavar="DIR", type=Path,
+                      help="write waves, and the timeline, to DIR (default: none)")
     verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
@@ -141,9 +224,7 @@ def add_fuzz(name, verbs):
   vmxswitch fuzz --config compact --minutes 10 --coverage coverage.json
   vmxswitch fuzz --seed 7 --first 1200 --count 1 --backend pysim
   vmxswitch fuzz --minutes 60 --cluster tcp://192.0.2.1:8786""")
-    verb.add_argument("--config", metavar="NAME", default="full",
-                      help="processor: full, compact, with N resident VMCSs NAME:N, or the file of "
-                           "a profile (default: %(default)s)")
+    add_config(verb)
     verb.add_argument("--backend", choices=["verilator", "pysim"], default="verilator",
                       help="hardware compiled by Verilator, or simulated in Python, some hundred "
                            "times slower (default: %(default)s)")
@@ -180,6 +261,26 @@ def add_bench(name, verbs):
     verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
+def add_mutate(name, verbs):
+    verb = verbs.add_parser(
+        name, help="make the hardware wrong in one place and see whether the tests notice",
+        description="Builds the unit with all its mutants, chosen by an input, and shows each to\n"
+                    "the row tests, the recorded cases of the processor and the fuzzer, until one\n"
+                    "of them notices it. The exit status is 0 only if every mutant is noticed or\n"
+                    "is known to do what the unit does.",
+        epilog="""examples:
+  vmxswitch mutate --config compact
+  vmxswitch mutate --config tests/cases/profiles/skylake_x_32.json --json
+  vmxswitch mutate --list""")
+    add_config(verb)
+    verb.add_argument("--programs", metavar="N", type=natural, default=600,
+                      help="programs of the fuzzer for each mutant (default: %(default)s)")
+    verb.add_argument("--jobs", metavar="N", type=positive, default=os.cpu_count() or 1,
+                      help="processes to use (default: one per processor, here %(default)s)")
+    verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    verb.add_argument("--list", action="store_true", help="print the mutants and stop")
+
+
 def add_test(name, verbs):
     verbs.add_parser(
         name, help="run the tests of the checkout",
@@ -194,7 +295,8 @@ def add_test(name, verbs):
 
 #: Every verb and the function that adds its arguments.
 VERBS = {
-    "switch": add_switch, "replay": add_replay, "fuzz": add_fuzz, "bench": add_bench,
+    "switch": add_switch, "run": add_run, "audit": add_audit, "explain": add_explain,
+    "replay": add_replay, "fuzz": add_fuzz, "mutate": add_mutate, "bench": add_bench,
     "test": add_test,
 }
 

@@ -2,20 +2,18 @@
 
 from pathlib import Path
 
-from vmxswitch import checkout
+from vmxswitch.checkout import PROFILES
 from vmxswitch.sim.cases import read_profile
 from vmxswitch.sim.row_cases import Subject
-from vmxswitch.spec.capabilities import configuration
+from vmxswitch.spec.capabilities import PRESETS, configuration, split_configuration
 
-__all__ = ["PROFILES", "subject_of"]
-
-PROFILES = checkout.ROOT / "tests" / "cases" / "profiles"
+__all__ = ["subject_of"]
 
 
 def subject_of(config: str) -> Subject:
-    """The processor of a configuration's name, or of the file of a profile."""
-    if config.endswith(".json") or Path(config).is_file():
-        return Subject.from_profile(read_profile(Path(config)))
+    """The processor of a configuration (:func:`~vmxswitch.spec.capabilities.configuration`)."""
     capabilities = configuration(config)
-    name = "skylake_x_64" if capabilities.intel64 else "skylake_x_32"
-    return Subject.from_profile(read_profile(PROFILES / f"{name}.json"), capabilities)
+    profile, _ = split_configuration(config)
+    if profile in PRESETS:
+        profile = PROFILES / f"skylake_x_{capabilities.natural_bits}.json"
+    return Subject.from_profile(read_profile(Path(profile)), capabilities)

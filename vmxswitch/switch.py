@@ -1,20 +1,20 @@
 """The verb ``switch``: moves a processor from one real environment to another."""
 
 import json
-from contextlib import nullcontext
-from itertools import groupby, zip_longest
+from itertools import groupby
 
 from vmxswitch import backends
-from vmxswitch.firmware.environment import Environment
 from vmxswitch.firmware.vmm import Vmm
 from vmxswitch.firmware.watch import TARGET
+from vmxswitch.report import describe, refusal_lines, table
+from vmxswitch.sources import read_environments
 from vmxswitch.spec.capabilities import configuration
-from vmxswitch.spec.errors import UsageError
 
 __all__ = ["run"]
 
-#: What is switched without files, by preset. The 32-bit pair is refused at first: real
-#: 32-bit systems have user selectors in their data segments, and the refusal says how to go on.
+#: What is switched without files, by the preset of the word size. The 32-bit pair is refused at
+#: first: real 32-bit systems have user selectors in their data segments, and the refusal says how
+#: to go on.
 SHIPPED_PAIRS = {
     "full": ("linux-6.1-amd64-idle", "xen-4.17-panic"),
     "compact": ("linux-6.1-686-pae-idle", "linux-6.1-686-nopae-pentium3-syscall"),
@@ -23,65 +23,35 @@ SHIPPED_PAIRS = {
 
 def run(arguments):
     """Switches and reports; 0 if the target was reached and no cycle was mixed, else 1."""
-    if arguments.waves and arguments.backend == "model":
-        raise UsageError("--waves shows the hardware; it needs --backend pysim or verilator")
     capabilities = configuration(arguments.config)
-    pair = SHIPPED_PAIRS[arguments.config.partition(":")[0]]
+    pair = SHIPPED_PAIRS["full" if capabilities.intel64 else "compact"]
     if arguments.original:
         pair = (str(arguments.original), str(arguments.target))
-    original, target = _environments(pair, arguments.cpu)
+    original, target = read_environments(pair, arguments.cpu)
     port = backends.port(arguments.backend, capabilities, waves=arguments.waves is not None)
-    with _waves(port, arguments.waves):
+    with backends.recording(port, arguments.waves):
         result = Vmm(port).switch(original, target, dict(arguments.set))
     if arguments.json:
         print(json.dumps(result.as_dict(), indent=2))
     else:
-        print(f"from       {_describe(original)}\nto         {_describe(target)}\n"
+        print(f"from       {describe(original)}\nto         {describe(target)}\n"
               f"processor  {arguments.config}, {arguments.backend}\n")
         print("\n\n".join(_report(result, original, target)))
     return 0 if result.switched and result.whole else 1
-
-
-def _environments(sources, cpu):
-    """The environments; ``cpu`` counts for the dumps that hold several processors."""
-    found, used = [], cpu in (None, 0)
-    for source in sources:
-        try:
-            found.append(Environment.read(source))
-        except UsageError:
-            if cpu is None:
-                raise
-            found.append(Environment.read(source, cpu))
-            used = True
-    if not used:
-        raise UsageError(f"--cpu {cpu}: both dumps hold one processor only; leave it out")
-    return found
-
-
-def _waves(port, folder):
-    if folder is None:
-        return nullcontext()
-    from vmxswitch.sim import waves
-    return waves.recording(port, folder)
-
-
-def _describe(environment):
-    return (f"{environment.source}: {environment.mode} mode, CPL {environment.cpl}, "
-            f"{environment.paging if environment.paging != 'none' else 'no'} paging")
 
 
 # --- The report: parts of text, in order ---
 
 def _report(result, original, target):
     if result.steps:
-        yield _table("Steps", ["cycle", "mode", "live", "instruction", ""],
-                     _step_rows(result.steps))
-        yield _table("Registers that changed", ["register", "before", "after"], [
+        yield table("Steps", ["cycle", "mode", "live", "instruction", ""],
+                    _step_rows(result.steps))
+        yield table("Registers that changed", ["register", "before", "after"], [
             (name, f"{result.start[name]:#x}", f"{value:#x}")
             for name, value in result.final.items() if value != result.start[name]])
     if result.adjusted:
-        yield _table("Adjusted, for the processor holds it differently from the dump",
-                     ["register", "dump", "processor", ""], [
+        yield table("Adjusted, for the processor holds it differently from the dump",
+                    ["register", "dump", "processor", ""], [
             (item.register, f"{item.before:#x}", f"{item.after:#x}",
              "(likewise)" if number and item.why == result.adjusted[number - 1].why else item.why)
             for number, item in enumerate(result.adjusted)])
@@ -89,12 +59,12 @@ def _report(result, original, target):
                for owner, environment in (("original", original), ("target", target))
                for name, why in environment.assumed.items()]
     if assumed:
-        yield _table("Assumed, for the dump does not say", ["", "registers", ""], [
+        yield table("Assumed, for the dump does not say", ["", "registers", ""], [
             (owner, ", ".join(name for _, name, _ in group), why)
             for (owner, why), group in groupby(assumed, key=lambda row: (row[0], row[2]))])
     if result.not_carried:
-        yield _table("Not carried by a host area; to restore after VMXOFF",
-                     ["register", "wanted", "actual", "restore"], [
+        yield table("Not carried by a host area; to restore after VMXOFF",
+                    ["register", "wanted", "actual", "restore"], [
             (item.register, f"{item.wanted:#x}", f"{item.actual:#x}", item.restore)
             for item in result.not_carried])
     yield _watched(result) if result.switched else _refused(result)
@@ -133,10 +103,7 @@ def _watched(result):
 
 
 def _refused(result):
-    lines = ["Refused by"]
-    for refusal in result.refused_by:
-        for name, part in zip_longest([refusal.id], refusal.parts, fillvalue=""):
-            lines.append(f"  {name:<9} {part}")
+    lines = ["Refused by", *refusal_lines(result.refused_by)]
     if result.misfits:
         lines.append("Not tried: the processor lacks registers of the original, or has them "
                      f"narrower ({', '.join(result.misfits)}).")
@@ -149,11 +116,3 @@ def _refused(result):
     if not result.whole:
         lines.append(_watched(result))
     return "\n".join(lines)
-
-
-def _table(title, heads, rows):
-    rows = [heads, *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-             for row in rows)
-    return "\n".join([title, *(f"  {line}" for line in lines)])

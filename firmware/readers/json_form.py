@@ -20,7 +20,7 @@ from vmxswitch.spec.errors import UsageError
 
 from ..environment import REGISTERS, Adjustment, Environment, listed
 
-__all__ = ["FORMAT", "parse", "recognises", "write"]
+__all__ = ["FORMAT", "load", "parse", "recognises", "write"]
 
 FORMAT = "vmxswitch-environment v1"
 
@@ -77,14 +77,7 @@ def parse(text: str, name: str) -> Environment:
         If the text is no JSON, has another format name, a key or register that does not exist,
         lacks a register, or has a value of the wrong type or width.
     """
-    try:
-        content = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, name))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{name}:{error.lineno}: not JSON: {error.msg}") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits; thousands of brackets
-        raise UsageError(
-            f"{name}: a number or the nesting in this JSON is out of all bounds"
-        ) from None
+    content = load(text, name)
     _check_keys(content, _KEYS, name)
     if content.get("format") != FORMAT:
         raise UsageError(
@@ -109,6 +102,24 @@ def parse(text: str, name: str) -> Environment:
         tuple(Adjustment(*(item[key] for key in _ADJUSTMENT_KEYS)) for item in adjustments),
     )
     return replace(environment, source=content.get("source", name))  # messages above name the file
+
+
+def load(text: str, name: str):
+    """What a JSON text holds; no key may be given twice in an object.
+
+    Raises
+    ------
+    :exc:`UsageError`
+        If the text is no JSON.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, name))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{name}:{error.lineno}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits; thousands of brackets
+        raise UsageError(
+            f"{name}: a number or the nesting in this JSON is out of all bounds"
+        ) from None
 
 
 def _once(pairs: list[tuple[str, object]], name: str) -> dict:

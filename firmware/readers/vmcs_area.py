@@ -77,7 +77,7 @@ def _guest(dump: VmcsDump) -> tuple[dict[str, int], dict[str, str], list[str]]:
 def _host(dump: VmcsDump) -> tuple[dict[str, int], dict[str, str], list[str]]:
     registers, assumed, missing = {}, {}, []
     every_capability = {
-        word.capability_symbol: (1 << 64) - 1 for word in tables.CONTROL_WORDS.values()
+        word.allowed_symbol: (1 << 64) - 1 for word in tables.CONTROL_WORDS.values()
     }
     # what a VM exit keeps of CR0 is what the VMM had there when it wrote the field
     live = {"NON_ROOT": 0, "LIVE_INTERRUPTIBILITY": 0, "LIVE_CR0": dump.fields.get("HOST_CR0", 0)}

@@ -8,10 +8,11 @@ number alone.
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import NO_VMCS, Event, Instruction, Mode, Outcome
+from vmxswitch.spec.operations import NO_VMCS, Boundary, Event, Instruction, Mode, Outcome
 from vmxswitch.spec.region import SHADOW_BIT, field_offsets
 from vmxswitch.spec.tables import (
     CONTROL_WORDS,
@@ -22,19 +23,22 @@ from vmxswitch.spec.tables import (
     Control,
 )
 
+from ..memory import Fault
 from ..model import Model
-from ..observation import MemoryWrite, RegisterWrites, Timing
+from ..observation import MemoryFault, MemoryWrite, RegisterWrites, Timing
 from ..row_cases import VMCS_POINTER, VMXON_POINTER, RowPair, Subject
 from .coverage import event_reasons
-from .program import FieldWrites, Region, is_64_bit, revision, vmwrites
+from .events import guest_events
+from .program import FieldWrites, Region, Step, is_64_bit, revision, vmwrites
 
 __all__ = ["Author", "pairs_of"]
 
 #: Regions beside those of the row cases, and the words beside the VMCS that baselines point to.
 POINTERS = (VMCS_POINTER, 0x22_0000, 0x22_1000, 0x22_2000)
 SHADOW_POINTER = 0x22_3000
-LIST_ADDRESS, READ_BITMAP, WRITE_BITMAP, EPTP_LIST, PDPT = (
-    0x23_0000, 0x23_1000, 0x23_2000, 0x23_3000, 0x23_4000)
+LIST_ADDRESS, READ_BITMAP, WRITE_BITMAP, EPTP_LIST, PDPT, STORE_LIST, LOAD_LIST = (
+    0x23_0000, 0x23_1000, 0x23_2000, 0x23_3000, 0x23_4000, 0x23_5000, 0x23_6000)
+IO_A, IO_B, MSR_BITMAPS = 0x23_7000, 0x23_8000, 0x23_9000
 LIST_ENTRY_BYTES = 16
 MOST_ACTIONS = 50
 #: Registers that decide whether an instruction is allowed.
@@ -44,6 +48,30 @@ VALID = 1 << 31          # of VM_ENTRY_INTR_INFO
 #: Events that an entry may inject: information, error code, instruction length.
 INJECTIONS = (
     (0x20, 0, 0), (0x202, 0, 0), (0x306, 0, 0), (0xB0D, 0x18, 0), (0x480, 0, 2), (0x603, 0, 1))
+SECONDARY = "PROC1_ACTIVATE_SECONDARY"
+#: Control bits that an entry accepts together, whatever else is set.
+INTERCEPTS = (
+    ("PIN_EXT_INTR_EXITING",), ("PIN_EXT_INTR_EXITING", "EXIT_ACK_INTR_ON_EXIT"),
+    ("PIN_NMI_EXITING",), ("PIN_NMI_EXITING", "PIN_VIRTUAL_NMIS"),
+    ("PIN_NMI_EXITING", "PIN_VIRTUAL_NMIS", "PROC1_NMI_WINDOW_EXITING"),
+    ("PIN_ACTIVATE_PREEMPTION_TIMER",),
+    ("PIN_ACTIVATE_PREEMPTION_TIMER", "EXIT_SAVE_PREEMPTION_TIMER"),
+    *((f"PROC1_{name}",) for name in (
+        "INTR_WINDOW_EXITING", "USE_TSC_OFFSETTING", "HLT_EXITING", "INVLPG_EXITING",
+        "MWAIT_EXITING", "RDPMC_EXITING", "RDTSC_EXITING", "CR8_LOAD_EXITING",
+        "CR8_STORE_EXITING", "MOV_DR_EXITING", "UNCOND_IO_EXITING", "USE_IO_BITMAPS",
+        "MONITOR_TRAP_FLAG", "USE_MSR_BITMAPS", "MONITOR_EXITING", "PAUSE_EXITING")),
+    *((SECONDARY, f"PROC2_{name}") for name in (
+        "DESCRIPTOR_TABLE_EXITING", "ENABLE_RDTSCP", "WBINVD_EXITING", "PAUSE_LOOP_EXITING",
+        "RDRAND_EXITING", "ENABLE_INVPCID", "RDSEED_EXITING", "ENABLE_XSAVES_XRSTORS",
+        "ENCLS_EXITING", "USE_TSC_SCALING", "ENABLE_USER_WAIT_PAUSE")),
+    (SECONDARY, "PROC1_USE_TPR_SHADOW", "PROC2_VIRTUALIZE_APIC_ACCESSES"),
+    (SECONDARY, "PROC1_USE_TSC_OFFSETTING", "PROC2_USE_TSC_SCALING"),
+)
+#: Guest state that the delivery of an event ends.
+ENDED_BY_DELIVERY = (
+    ("GUEST_INTERRUPTIBILITY_STATE", 1), ("GUEST_INTERRUPTIBILITY_STATE", 2),
+    ("GUEST_PENDING_DBG_EXCEPTIONS", 1))
 GOOD_PAT, BAD_PAT = 0x0007_0406_0007_0406, 0x0002_0406_0007_0406
 
 
@@ -81,10 +109,12 @@ class Author:
         self._rows = tuple(capabilities.checks)
         self._encodings = sorted(capabilities.encodings)
         self._controls = _free_controls(capabilities)
+        self._intercepts = [group for group in INTERCEPTS if all(map(capabilities.allows, group))]
         self._vmcs: dict[int, dict[str, int]] = {}  # by pointer: fields as last written
         self._baseline: dict[int, str] = {}         # by pointer: the one it was made from
-        self._launched: set[int] = set()
-        self._current = None                        # pointer
+        self._faults: set[int] = set()              # words of memory that fail
+        #: By mode: operations and the words that they needed.
+        self._needed: dict[Mode, dict[Step, list[int]]] = {mode: {} for mode in Mode}
         self._failed = False                        # the last VM entry
         environments = [*subject.environments().values()]
         environment = environments[-1 if self._random.random() < 0.1 else 0]
@@ -100,6 +130,22 @@ class Author:
 
     def script(self):
         """The program; see :data:`~.differential.Script`."""
+        steps, answer = self._steps(), None
+        with suppress(StopIteration):
+            while True:
+                step, mode = steps.send(answer), self._model.mode
+                answer = yield step
+                self._learn(step, mode, answer)
+
+    def _learn(self, step, mode, answer):
+        if isinstance(step, Instruction | Event | Boundary) and self._model.transfers:
+            self._needed[mode][step] = self._model.transfers
+        match step:
+            case Instruction(name="VMPTRLD") if answer.outcome is Outcome.SUCCEED:
+                self._vmcs.setdefault(
+                    step.pointer, dict.fromkeys(self._capabilities.fields, 0))
+
+    def _steps(self):
         chance = self._random.random
         if self._number < len(self._rows):
             yield from self._row(self._rows[self._number], first=True)
@@ -108,6 +154,8 @@ class Author:
         else:
             yield from self._environment(self._usual)
         for _ in range(self._random.randint(1, MOST_ACTIONS)):
+            if self._random.random() < 0.5:
+                yield from self._mend()
             match self._model.mode:
                 case Mode.OFF:
                     yield from self._outside()
@@ -115,6 +163,9 @@ class Author:
                     yield from self._choose(self._ROOT)
                 case Mode.NON_ROOT:
                     yield from self._choose(self._GUEST)
+                case Mode.ABORT:
+                    yield from self._any()
+                    return
         yield from self._finish()
 
     def _choose(self, actions):
@@ -159,6 +210,7 @@ class Author:
 
     def _finish(self):
         """Show what the unit holds: pointer and launch state in answers, the fields in memory."""
+        yield from self._mend()
         if self._model.mode == Mode.ROOT:
             yield from self._environment(self._usual)
             yield from self._probe()
@@ -174,34 +226,23 @@ class Author:
     def _probe(self):
         """Instructions whose answers tell of the current pointer and its launch state."""
         yield from self._do("VMPTRST")
-        yield from self._do("VMLAUNCH" if self._current in self._launched else "VMRESUME")
+        yield from self._do("VMLAUNCH" if self._model.launched else "VMRESUME")
 
     # --- Instructions, and what is remembered of them ---
 
     def _do(self, name, **operands):
         """Carry out an instruction; returns the answer."""
-        answer = yield Instruction(name, **operands)
-        self._learn(name, operands, answer)
-        return answer
+        return (yield Instruction(name, **operands))
 
-    def _learn(self, name, operands, answer):
-        pointer = operands.get("pointer")
-        match name, answer.outcome:
-            case "VMXON" | "VMXOFF", Outcome.SUCCEED:
-                self._current = None
-            case "VMPTRLD", Outcome.SUCCEED:
-                self._current = pointer
-                self._vmcs.setdefault(pointer, dict.fromkeys(self._capabilities.fields, 0))
-            case "VMCLEAR", Outcome.SUCCEED:
-                self._launched.discard(pointer)
-                if pointer == self._current:
-                    self._current = None
-            case "VMLAUNCH", Outcome.ENTERED:
-                self._launched.add(self._current)
+    @property
+    def _current(self):
+        """Pointer of the current VMCS, None if there is none."""
+        pointer = self._model.current_vmcs
+        return None if pointer == NO_VMCS else pointer
 
     def _enter(self, **operands):
         """VMLAUNCH or VMRESUME, whichever fits the launch state."""
-        name = "VMRESUME" if self._current in self._launched else "VMLAUNCH"
+        name = "VMRESUME" if self._model.launched else "VMLAUNCH"
         answer = yield from self._do(name, **operands)
         self._failed = bool(answer.failing)
         return answer
@@ -222,7 +263,6 @@ class Author:
         word = self._revision if word is None else word
         yield Region(pointer, word, launch, baseline, tuple(changes))
         self._know(pointer, baseline, changes)
-        (self._launched.add if launch & 1 else self._launched.discard)(pointer)
 
     def _know(self, pointer, baseline, changes):
         self._vmcs[pointer] = {**self._subject.baselines[baseline], **dict(changes)}
@@ -318,6 +358,8 @@ class Author:
         odd = self._random.random()
         if odd < 0.1:
             yield from self._any()
+        elif odd > 0.9:
+            yield from self._fault()
         elif odd < 0.2:
             yield from self._oddly("VMXON")
         elif odd < 0.3:
@@ -356,6 +398,8 @@ class Author:
                     pointer, self._random.choice([*self._subject.baselines]),
                     launch=self._random.choice((0, 0, 1, self._random.getrandbits(64))))
         yield from self._do("VMPTRLD", pointer=pointer)
+        if self._random.random() < 0.5:
+            yield from self._intercept()
 
     def _repair(self):
         """Undo the changes of the current VMCS."""
@@ -416,26 +460,71 @@ class Author:
         if information < 0x100:
             flags = self._vmcs[self._current]["GUEST_RFLAGS"]
             yield from self._write("GUEST_RFLAGS", flags | 1 << 9)
+        elif self._random.random() < 0.3:
+            yield from self._write(*self._random.choice(ENDED_BY_DELIVERY))
 
     def _list(self):
-        """Have MSRs loaded by the entry."""
+        """Have MSRs loaded by the entry, stored or loaded by the exit."""
         if self._current is None:
             return
+        name, address = self._random.choice((
+            ("VM_ENTRY_MSR_LOAD", LIST_ADDRESS), ("VM_EXIT_MSR_STORE", STORE_LIST),
+            ("VM_EXIT_MSR_LOAD", LOAD_LIST)))
+        odd = self._random.choice((0, 0, 0, 10))
         rules = self._capabilities.wrmsr_rules
-        count = self._random.choice((1, 1, 2, 3))
+        known = self._capabilities.readable_msrs if name == "VM_EXIT_MSR_STORE" else rules
+        count = self._random.choice((0, 1, 1, 2, 3))
         for number in range(count):
-            msr = self._random.choice([*rules])
+            msr = self._random.choice([*known])
             data = self._random.choice({
                 "any": (0, self._random.getrandbits(64)),
-                "canonical": (self._random.getrandbits(40), 1 << 63),
-                "pat": (GOOD_PAT, GOOD_PAT, BAD_PAT)}[rules[msr]])
+                "canonical": (self._random.getrandbits(40), 1 << 63 if odd else 0),
+                "pat": (GOOD_PAT, GOOD_PAT, BAD_PAT if odd else GOOD_PAT),
+            }[rules.get(msr, "any")])
             index = self._random.choices(
-                (msr, msr ^ 1 << self._random.randrange(64)), (90, 10))[0]
-            address = LIST_ADDRESS + LIST_ENTRY_BYTES * number
-            yield MemoryWrite(address, 8, index)
-            yield MemoryWrite(address + 8, 8, data)
-        yield from self._write("VM_ENTRY_MSR_LOAD_ADDR", LIST_ADDRESS)
-        yield from self._write("VM_ENTRY_MSR_LOAD_COUNT", count)
+                (msr, msr ^ 1 << self._random.randrange(64)), (90, odd))[0]
+            yield MemoryWrite(address + LIST_ENTRY_BYTES * number, 8, index)
+            yield MemoryWrite(address + LIST_ENTRY_BYTES * number + 8, 8, data)
+        yield from self._write(f"{name}_ADDR", address)
+        yield from self._write(f"{name}_COUNT", count)
+
+    def _intercept(self):
+        """Change what makes guest events exit: controls that may go together, masks, bitmaps."""
+        if self._current is None:
+            return
+        bits = self._random.getrandbits
+        for group in self._random.sample(self._intercepts, min(6, len(self._intercepts))):
+            yield from self._set(*group)
+        for symbol in ("PROC1_CR3_LOAD_EXITING", "PROC1_CR3_STORE_EXITING"):
+            field = "PRIMARY_PROC_BASED_CTLS"
+            if self._random.random() < 0.3:
+                now = self._vmcs[self._current][field]
+                yield from self._write(field, now & ~(1 << CONTROLS[symbol].low))
+        for field, value in self._random.sample([
+            ("EXCEPTION_BITMAP", bits(32)), ("EXCEPTION_BITMAP", 1 << 14),
+            ("PAGE_FAULT_ERROR_CODE_MASK", bits(5)), ("PAGE_FAULT_ERROR_CODE_MATCH", bits(5)),
+            ("CR0_GUEST_HOST_MASK", bits(6)), ("CR0_READ_SHADOW", bits(6)),
+            ("CR4_GUEST_HOST_MASK", bits(14)), ("CR4_READ_SHADOW", bits(14)),
+            ("CR3_TARGET_COUNT", bits(3) % 5), ("CR3_TARGET_VALUE0", 0x1000),
+            ("TSC_OFFSET", bits(64)), ("TSC_MULTIPLIER", bits(50)), ("XSS_EXITING_BITMAP", bits(9)),
+            ("ENCLS_EXITING_BITMAP", bits(64)), ("EOI_EXIT_BITMAP1", bits(64)),
+            ("IO_BITMAP_A_ADDR", IO_A), ("IO_BITMAP_B_ADDR", IO_B),
+            ("MSR_BITMAPS_ADDR", MSR_BITMAPS), ("VMX_PREEMPTION_TIMER_VALUE", bits(2)),
+            ("TPR_THRESHOLD", bits(4)),
+        ], 4):
+            if field in self._capabilities.fields:
+                yield from self._write(field, value)
+
+    def _pae_host(self):
+        """Give the host page-directory-pointer-table entries, mostly good ones."""
+        if self._current is None:
+            return
+        table = PDPT + 0x40
+        yield from self._write("HOST_CR3", table)
+        yield from self._write("HOST_CR4", self._vmcs[self._current]["HOST_CR4"] | 1 << 5)
+        for number in range(4):
+            value = self._random.choice((0, 0x5001, 0x6001, self._value(64, 0x5001)))
+            yield MemoryWrite(table + 8 * number, 8, value)
 
     def _page_table(self):
         """Write page-directory-pointer-table entries; PAE guests without EPT are given them."""
@@ -533,11 +622,34 @@ class Author:
         else:
             yield MemoryWrite(pointer + offset, 8, self._random.getrandbits(64))
 
+    # --- Memory that fails ---
+
+    def _fault(self):
+        """Let a word fail that an operation here has needed before, and repeat the operation."""
+        steps = self._needed[self._model.mode]
+        if not steps:
+            return
+        step = self._random.choice([*steps])
+        word = self._random.choice((steps[step][0], steps[step][-1], *steps[step]))
+        self._faults.add(word)
+        yield MemoryFault(word, self._random.choice((*Fault,)))
+        if isinstance(step, Instruction) and step.name in ("VMLAUNCH", "VMRESUME"):
+            yield from self._enter()
+        else:
+            yield step
+
+    def _mend(self):
+        """Memory is whole again."""
+        for word in sorted(self._faults):
+            yield MemoryFault(word, None)
+        self._faults.clear()
+
     #: What may happen in VMX root operation, with its weight.
     _ROOT = {
         _try: 30, _near_a_bound: 12, _change: 10, _toggle: 6, _load: 6, _access: 6, _oddly: 5,
-        _live: 3, _memory: 3, _pointers: 4, _rarely: 4, _inject: 3, _list: 3, _page_table: 2,
-        _shadow: 3, _functions: 2, _probe: 3,
+        _live: 3, _memory: 3, _pointers: 4, _rarely: 4, _inject: 3, _list: 5, _page_table: 2,
+        _shadow: 3, _functions: 2, _probe: 3, _intercept: 12, _pae_host: 2,
+        _fault: 12,
     }
 
     # --- In the guest ---
@@ -556,10 +668,13 @@ class Author:
     def _guest_function(self):
         yield from self._do("VMFUNC", **self._operands("VMFUNC"))
 
+    def _happens(self):
+        yield from guest_events(self._random, self._model)
+
     #: What may happen in the guest, with its weight.
     _GUEST = {
-        _event: 40, _any: 12, _guest_access: 12, _guest_function: 6, _live: 15, _memory: 2,
-        _oddly: 3,
+        _happens: 50, _event: 10, _any: 8, _guest_access: 10, _guest_function: 5, _live: 10,
+        _memory: 2, _oddly: 3, _fault: 8,
     }
 
 

@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from vmxswitch.spec.operations import Event, Instruction
+from vmxswitch.spec.operations import Boundary, Event, Instruction
 from vmxswitch.spec.tables import EXIT_REASONS, FIELD_BY_ENCODING
 
 from ..cases import disagreements, read_cases, read_profile
+from ..guest_events import ATTRIBUTES, EVENT_NUMBERS
 from ..model import Model
-from ..observation import MemoryWrite, RegisterWrites
+from ..observation import MemoryFault, MemoryWrite, RegisterWrites, TimePasses
 from ..processor import Processor
 from ..row_cases import VMCS_POINTER, VMXON_POINTER, Subject
 from ..runner import CIRCUMSTANCES, Runner
@@ -88,6 +89,13 @@ def _operations(step, subject):
             yield _instruction(step)
         case Event():
             yield {"op": "guest", "event": _event(step)}
+        case Boundary():
+            yield {"op": "guest", "event": {"kind": "boundary"} | {
+                name: int(value) for name, value in vars(step).items()}}
+        case MemoryFault(address, fault):
+            yield {"op": "fault", "addr": address, "kind": fault.name.lower() if fault else "none"}
+        case TimePasses(ticks):
+            yield {"op": "time", "ticks": ticks}
         case RegisterWrites(values):
             yield {"op": "set", "state": dict(values)}
         case MemoryWrite(address, size, value):
@@ -125,12 +133,13 @@ def _instruction(step):
 def _event(event):
     """The guest event, by the name of its instruction where that says everything."""
     names = EXIT_REASONS[event.reason].instructions
-    if names and event.length and not event.linear_address and not event.physical_address:
-        record = {"kind": "insn", "insn": names[0], "linear": event.qualification}
+    plain = Event(event.reason, event.qualification, event.length, event.information)
+    if names and event.length and event == plain:
+        record = {"kind": "insn", "insn": names[0], "linear": event.qualification,
+                  "length": event.length, "info": event.information}
     else:
-        record = {"kind": "reason", "reason": event.reason, "qualification": event.qualification,
-                  "linear": event.linear_address, "physical": event.physical_address}
-    record |= {"length": event.length, "info": event.information}
+        record = {"kind": "reason", "reason": event.reason} | {
+            key: getattr(event, ATTRIBUTES.get(key, key)) for key in EVENT_NUMBERS}
     return {key: value for key, value in record.items() if value or key == "reason"}
 
 
@@ -139,6 +148,8 @@ def _looks(difference):
     match difference.what:
         case "mode":
             yield {"op": "vmptrst"}
+        case "vmcs":
+            yield from ({"op": "vmptrst"}, {"op": "vmlaunch"})
         case "registers":
             yield {"op": "dump"}
         case "memory":

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import EDGES, Answer, Event, Mode, Outcome
-from vmxswitch.spec.tables import CHECKS, EXIT_REASONS
+from vmxswitch.spec.operations import EDGES, Answer, Boundary, Event, Instruction, Mode, Outcome
+from vmxswitch.spec.tables import ABORTS, BOUNDARY_EVENTS, CHECKS, EXIT_REASONS, INSTRUCTIONS
 
 from ..row_cases import unreachable
 from ..rules import rules
@@ -33,8 +33,19 @@ class Coverage:
         By mode before and after, "ROOT-NON_ROOT": changes of the mode.
     exits, stays : Counter
         By exit reason: guest events that exited, and that did not.
+    faults : Counter
+        By exit reason: guest events that ended in an exception.
+    boundaries : Counter
+        What boundaries came to, by exit reason, "exit 52", or by vector, "deliver 2"; "nothing".
+    injected : Counter
+        By interruption type: events that an entry injected.
+    aborts : Counter
+        By code: VMX aborts.
+    bus_errors : Counter
+        By name of the instruction, "event", "boundary": operations that memory failed.
     """
-    KINDS = ("failing", "alone", "neighbour", "instructions", "edges", "exits", "stays")
+    KINDS = ("failing", "alone", "neighbour", "instructions", "edges", "exits", "stays", "faults",
+             "boundaries", "injected", "aborts", "bus_errors")
 
     def __init__(self):
         for kind in self.KINDS:
@@ -42,11 +53,20 @@ class Coverage:
 
     def count(self, operation, answer: Answer, before: Mode, after: Mode) -> None:
         """Take note of an operation."""
-        if isinstance(operation, Event):
-            exits = answer.outcome is Outcome.EXIT
-            (self.exits if exits else self.stays)[operation.reason] += 1
+        if answer.outcome is Outcome.ABORT and before != Mode.ABORT:
+            self.aborts[answer.error] += 1
+        elif answer.outcome is Outcome.BUS_ERROR:
+            self.bus_errors[_kind(operation)] += 1
+        elif isinstance(operation, Boundary):
+            self.boundaries[_came_to(answer)] += 1
+        elif isinstance(operation, Event):
+            counter = {Outcome.EXIT: self.exits, Outcome.FAULT: self.faults}.get(
+                answer.outcome, self.stays)
+            counter[operation.reason] += 1
         else:
             self.instructions[answer.row] += 1
+            if answer.delivery is not None:
+                self.injected[answer.delivery.information >> 8 & 7] += 1
         self.failing.update(answer.failing)
         if len(answer.failing) == 1:
             self.alone[answer.failing[0]] += 1
@@ -66,9 +86,36 @@ class Coverage:
                        for id in state},
             "instructions": {id: self.instructions[id] for id in instruction_rows(capabilities)},
             "edges": {edge: self.edges[edge] for edge in edges()},
-            "events": {str(reason): {"exits": self.exits[reason], "stays": self.stays[reason]}
+            "events": {str(reason): {"exits": self.exits[reason], "stays": self.stays[reason],
+                                     "faults": self.faults[reason]}
                        for reason in event_reasons()},
+            "boundaries": {what: self.boundaries[what] for what in boundary_outcomes()},
+            "injected": {str(kind): self.injected[kind] for kind in INJECTED_TYPES},
+            "aborts": {str(code): self.aborts[code] for code in ABORTS},
+            "bus_errors": {
+                kind: self.bus_errors[kind] for kind in (*INSTRUCTIONS, "event", "boundary")},
         }
+
+
+def _kind(operation):
+    if isinstance(operation, Instruction):
+        return operation.name
+    return type(operation).__name__.lower()
+
+
+def _came_to(answer):
+    if answer.outcome is Outcome.EXIT:
+        return f"exit {answer.reason}"
+    if answer.delivery is None:
+        return "nothing"
+    vector, kind = answer.delivery.information & 0xFF, answer.delivery.information >> 8 & 7
+    return "deliver interrupt" if kind == 0 else f"deliver {vector}"
+
+
+def boundary_outcomes() -> list[str]:
+    """What a boundary may come to."""
+    exits = dict.fromkeys(f"exit {row.reason}" for row in BOUNDARY_EVENTS)
+    return [*exits, "deliver 1", "deliver 2", "deliver interrupt", "nothing"]
 
 
 def instruction_rows(capabilities: Capabilities) -> list[str]:
@@ -84,6 +131,9 @@ def edges() -> list[str]:
 def event_reasons() -> list[int]:
     """Exit reasons whose events are implemented."""
     return [number for number, row in EXIT_REASONS.items() if row.condition is not None]
+
+
+INJECTED_TYPES = (0, 2, 3, 4, 5, 6)  #: interruption types that an entry may inject
 
 
 @dataclass(frozen=True)

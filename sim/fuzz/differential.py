@@ -4,10 +4,19 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vmxswitch.spec.operations import Answer, Event, Instruction, Mode, Outcome
+from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode, Outcome
 
 from ..model import Model
-from ..observation import PROMPT, MemoryWrite, Observation, RegisterWrites, Timing, observe
+from ..observation import (
+    PROMPT,
+    MemoryFault,
+    MemoryWrite,
+    Observation,
+    RegisterWrites,
+    TimePasses,
+    Timing,
+    observe,
+)
 from ..row_cases import Subject
 from .coverage import Coverage
 from .program import FieldWrites, Program, Step, operations
@@ -27,8 +36,8 @@ class Difference:
     step : int
         Number of the step after which they differ.
     what : str
-        "answer", "mode", "current VMCS", "registers"; "memory": seen after the last step;
-        "silence": the port gave no answer.
+        "answer", "mode", "registers", "vmcs" (pointer or launch state of the current VMCS);
+        "memory": seen after the last step; "silence": the port gave no answer.
     model, port : object
         Both sides: answers, modes, or values of what differs by name or by address.
     """
@@ -55,8 +64,9 @@ class Differential:
     subject : Subject
         The processor, and the environment in which programs begin.
     make_port : callable
-        Makes the port that is compared with the model, from the capabilities. It needs
-        ``memory_words`` beside the members of a ``Port``.
+        Makes the port that is compared with the model, from the capabilities. Beside the members
+        of a ``Port`` it needs ``memory_words``, ``fail_memory``, and ``observe`` or what that asks
+        for.
     """
 
     def __init__(self, subject: Subject, make_port: Callable):
@@ -93,7 +103,7 @@ class Differential:
                    _first_difference(trace, seen) or self._memory_difference(len(steps) - 1))
 
     def _take(self, step, number, trace):
-        if isinstance(step, Event) and self.model.mode != Mode.NON_ROOT:
+        if isinstance(step, Event | Boundary) and self.model.mode != Mode.NON_ROOT:
             return None
         answer = None
         for operation in operations(step, self.subject):
@@ -124,17 +134,23 @@ class _Trace:
                 model.write_memory(address, size, value)
                 self._note(operation, None, step)
                 return None
+            case MemoryFault(address, fault):
+                model.fail_memory(address, fault)
+                self._note(operation, None, step)
+                return None
             case RegisterWrites(values):
                 model.write_registers(dict(values))
             case Instruction():
                 answer = model.execute(operation)
-            case Event():
+            case TimePasses(ticks):
+                model.pass_time(ticks)
+            case Event() | Boundary():
                 answer = model.report(operation)
         registers = model.read_registers()
         if registers != self._registers:  # else one object: comparing it then costs nothing
             self._registers = registers
         self._note(operation, Observation(
-            answer, model.mode, self._registers, model.current_vmcs), step)
+            answer, model.mode, self._registers, model.current_vmcs, model.launched), step)
         if answer is not None:
             self.instructions += 1
             if self._coverage is not None:
@@ -159,9 +175,8 @@ def _first_difference(trace, seen):
             return Difference(step, "answer", expected.answer, got.answer)
         if got.mode != expected.mode:
             return Difference(step, "mode", expected.mode, got.mode)
-        if got.current_vmcs != expected.current_vmcs:
-            return Difference(step, "current VMCS", expected.current_vmcs, got.current_vmcs)
-        return _difference(step, "registers", expected.registers, got.registers)
+        return (_difference(step, "registers", expected.registers, got.registers)
+                or _difference(step, "vmcs", expected.vmcs, got.vmcs))
     if len(seen) < len(trace.operations):
         return Difference(trace.steps[len(seen)], "silence", None, None)
     return None

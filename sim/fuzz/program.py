@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.operations import Event, Instruction
+from vmxswitch.spec.operations import Instruction
 from vmxswitch.spec.region import LAUNCH_OFFSET, field_offsets
 from vmxswitch.spec.tables import FIELDS
 
-from ..observation import PROMPT, MemoryWrite, Operation, RegisterWrites, Timing
+from ..observation import PROMPT, MemoryWrite, Operation, Timing
 from ..row_cases import Subject
 
 __all__ = [
@@ -51,7 +51,7 @@ class FieldWrites:
     changes: tuple[tuple[str, int], ...] = ()
 
 
-Step = Instruction | Event | RegisterWrites | MemoryWrite | Region | FieldWrites
+Step = Operation | Region | FieldWrites
 
 
 @dataclass(frozen=True)

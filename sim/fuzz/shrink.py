@@ -7,10 +7,10 @@ values by 0, until nothing more can go. What remains still differs.
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
-from vmxswitch.spec.operations import Event, Instruction
+from vmxswitch.spec.operations import Boundary, Event, Instruction
 from vmxswitch.spec.region import LAUNCH_OFFSET, field_offsets
 
-from ..observation import PROMPT, MemoryWrite, RegisterWrites
+from ..observation import PROMPT, MemoryWrite, RegisterWrites, TimePasses
 from ..row_cases import Subject
 from .differential import Differential, Run
 from .program import FieldWrites, Region, Step, vmwrites
@@ -85,7 +85,7 @@ class _Shrinker:
         """Replace steps by simpler ones, the last step first."""
         for number in reversed(range(len(self._program.steps))):
             again = True
-            while again:
+            while again and number < len(self._program.steps):  # of which some may be left out
                 again = any(
                     self._holds(self._with(steps))
                     for steps in _simpler(self._program.steps, number, self._subject))
@@ -125,7 +125,7 @@ def _simpler(steps: Sequence[Step], number: int, subject: Subject) -> Iterator[S
 
 def _replacements(step, subject) -> Iterator[Sequence[Step]]:
     match step:
-        case Instruction() | Event():
+        case Instruction() | Event() | Boundary():
             for attribute in fields(step):
                 now = getattr(step, attribute.name)
                 if attribute.name in ("name", "reason") or now == attribute.default:
@@ -133,6 +133,8 @@ def _replacements(step, subject) -> Iterator[Sequence[Step]]:
                 yield [replace(step, **{attribute.name: attribute.default})]
                 if type(now) is int:
                     yield from ([replace(step, **{attribute.name: value})] for value in _lower(now))
+        case TimePasses(ticks):
+            yield from ([TimePasses(lower)] for lower in _lower(ticks))
         case RegisterWrites(values):
             yield from ([RegisterWrites(fewer)] for fewer in _fewer(values))
             for fewer in _lower_pairs(values, subject.environment):

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
-from vmxswitch.spec.operations import Answer, Event, Instruction, Outcome
+from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Outcome
 from vmxswitch.spec.region import LAUNCH_OFFSET, field_offsets
 from vmxswitch.spec.tables import EXIT_REASONS, FIELD_BY_ENCODING
 
-from ..observation import MemoryWrite, RegisterWrites
+from ..memory import Fault
+from ..observation import MemoryFault, MemoryWrite, RegisterWrites, TimePasses
 from .differential import Difference, Run
 from .program import FieldWrites, Region, Step
 
@@ -35,6 +36,14 @@ def step_in_words(step: Step) -> str:
         case Event():
             reason = f"event {step.reason} ({EXIT_REASONS[step.reason].name})"
             return " ".join([reason, *_others(step, "reason")])
+        case Boundary():
+            return " ".join(["boundary", *_others(step)])
+        case MemoryFault(address, fault):
+            how = {Fault.ERROR: "answers with an error", Fault.HANG: "does not answer",
+                   None: "answers again"}[fault]
+            return f"memory {address:#x} {how}"
+        case TimePasses(ticks):
+            return f"timer counts {ticks:#x}"
         case RegisterWrites(values):
             return "registers " + _pairs(values)
         case MemoryWrite(address, size, value):
@@ -86,6 +95,12 @@ def answer_in_words(answer: Answer) -> str:
             text += f" {answer.reason}, qualification {answer.qualification:#x}"
         case Outcome.SUCCEED if answer.row.startswith(("VMREAD.", "VMPTRST.")):
             text += f", value {answer.value:#x}"
+        case Outcome.NO_EXIT if answer.value:
+            text += f", value {answer.value:#x}"
+        case Outcome.ABORT:
+            text += f" {answer.error}"
+    if answer.delivery is not None:
+        text += f", to deliver {answer.delivery.information:#x}"
     failing = f", failing {' '.join(answer.failing)}" if answer.failing else ""
     return f"{text}{failing}" + (f" [{answer.row}]" if answer.row else "")
 

@@ -155,8 +155,23 @@ def test_fault(model, registers, text):
      "VMLAUNCH: VM exit 20 from the guest (row VMLAUNCH.2)"),
     (Answer(Outcome.FAULT, "VMLAUNCH.1", vector=17, error_code=0), drivers.ProcessorFault,
      "VMLAUNCH: exception 17(0) (row VMLAUNCH.1)"),
+    (Answer(Outcome.ABORT, error=4), drivers.VmxAbort, "VMLAUNCH: VMX abort 4 (row unknown)"),
     (Answer(Outcome.BUS_ERROR), drivers.BusError, "VMLAUNCH: bus error (row unknown)"),
 ])
 def test_other_failures(answer, kind, text):
     error = failure(kind, Driver(Recorder(answer)).vmlaunch)
     assert str(error) == text and error.answer is answer
+
+
+def test_many_instructions_are_executed_in_one_call(current):
+    writes = drivers.field_writes(64, "GUEST_RIP", 7) + drivers.field_writes(64, "GUEST_RSP", 8)
+    assert [answer.outcome for answer in current.execute_many(writes)] == [Outcome.SUCCEED] * 2
+    answers = current.execute_many(drivers.field_reads(64, "GUEST_RIP"))
+    assert [answer.value for answer in answers] == [7]
+
+
+def test_the_first_of_many_that_fails_is_named(current):
+    writes = [Instruction("VMWRITE", encoding=0x1FFE), Instruction("VMPTRLD", pointer=OTHER),
+              Instruction("VMLAUNCH")]
+    error = failure(drivers.VmFail, current.execute_many, writes, Outcome.ENTERED)
+    assert error.instruction is writes[0]

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from vmxswitch.hdl.interface import Operation
-from vmxswitch.hdl.memory_unit import BUS_TIMEOUT_CYC
-from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.sim.memory import Fault
 from vmxswitch.sim.pysim import PysimPort
-from vmxswitch.spec.capabilities import PRESETS, Capabilities
+from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import NO_VMCS, Event, Instruction, Mode, Outcome
 from vmxswitch.spec.region import ABORT_OFFSET, LAUNCH_OFFSET, field_offsets
 from vmxswitch.spec.tables import FIELDS
@@ -164,7 +162,7 @@ def test_vmptrld_of_another_vmcs_takes_2_cycles_per_word_and_a_few(request, slot
     stores = slots == 1                                # else there is a free slot
     answer = machine("VMPTRLD", pointer=OTHER_REGION)
     assert (answer.outcome, answer.cycles) == (
-        Outcome.SUCCEED, 9 + 2 * words + stores * (2 * words + 2))
+        Outcome.SUCCEED, 10 + 2 * words + stores * (2 * words + 2))
 
 
 # --- what is visible ---
@@ -363,40 +361,21 @@ def test_failing_msr_list_has_changed_nothing(machine):
     assert machine.port.read_registers()["STAR"] == 0
 
 
-# --- memory that fails; at every transfer: tests/sim/test_memory_faults.py ---
-
-def test_memory_that_never_answers_is_given_up(machine):
-    machine.start("long64_A")
-    machine.port.set_faults({OTHER_REGION: Fault.HANG})
-    answer = machine("VMPTRLD", pointer=OTHER_REGION)
-    assert (answer.outcome, answer.cycles) == (Outcome.BUS_ERROR, BUS_TIMEOUT_CYC + 5)
-    machine.port.set_faults({})
-    assert machine("VMPTRLD", pointer=OTHER_REGION).outcome is Outcome.SUCCEED
-
-
-def test_the_timeout_is_a_parameter_of_the_unit():
-    capabilities = PRESETS["compact"]
-    port = PysimPort(capabilities, VmxUnit(capabilities, bus_timeout_cyc=7))
-    port.write_registers({"CR0": 0x8000_0031, "CR4": 0x2000, "IA32_FEATURE_CONTROL": 5,
-                          "CS_AR": 0xC09B, "SS_AR": 0xC093})
-    port.set_faults({VMXON_REGION: Fault.HANG})
-    answer = port.execute(Instruction("VMXON", pointer=VMXON_REGION))
-    assert (answer.outcome, answer.cycles) == (Outcome.BUS_ERROR, 7 + 5)
-
+# --- memory that answers with an error ---
 
 def test_bus_error_at_vmxon_leaves_the_processor_outside_vmx_operation(machine):
     machine.start()
     machine("VMXOFF")
-    machine.port.set_faults({VMXON_REGION: Fault.ERROR})
+    machine.port.fail_memory(VMXON_REGION, Fault.ERROR)
     assert machine("VMXON", pointer=VMXON_REGION).outcome is Outcome.BUS_ERROR
     assert machine.port.mode == Mode.OFF
-    machine.port.set_faults({})
+    machine.port.fail_memory(VMXON_REGION, None)
     assert machine("VMXON", pointer=VMXON_REGION).outcome is Outcome.SUCCEED
 
 
 def test_bus_error_while_a_region_is_loaded_leaves_no_current_vmcs(machine):
     machine.start("long64_A")
-    machine.port.set_faults({OTHER_REGION + LAUNCH_OFFSET: Fault.ERROR})
+    machine.port.fail_memory(OTHER_REGION + LAUNCH_OFFSET, Fault.ERROR)
     assert machine("VMPTRLD", pointer=OTHER_REGION).outcome is Outcome.BUS_ERROR
     assert machine("VMPTRST").value == NO_VMCS
     assert machine("VMPTRLD", pointer=REGION).outcome is Outcome.SUCCEED
@@ -405,7 +384,7 @@ def test_bus_error_while_a_region_is_loaded_leaves_no_current_vmcs(machine):
 
 def test_bus_error_while_a_region_is_stored_changes_nothing(machine):
     machine.start("long64_A")
-    machine.port.set_faults({REGION + LAUNCH_OFFSET: Fault.ERROR})
+    machine.port.fail_memory(REGION + LAUNCH_OFFSET, Fault.ERROR)
     for name, pointer in (("VMPTRLD", OTHER_REGION), ("VMCLEAR", REGION)):
         assert machine(name, pointer=pointer).outcome is Outcome.BUS_ERROR
         assert machine("VMPTRST").value == REGION
@@ -416,11 +395,11 @@ def test_bus_error_while_a_region_is_stored_changes_nothing(machine):
 def test_bus_error_in_the_msr_list_changes_nothing(machine, faulty):
     with_list(machine, (0xC0000081, 0x1111), (0x174, 0x2222))
     root = machine.port.read_registers()
-    machine.port.set_faults({faulty: Fault.ERROR})
+    machine.port.fail_memory(faulty, Fault.ERROR)
     assert machine("VMLAUNCH").outcome is Outcome.BUS_ERROR
     assert machine.port.read_registers() == root
     assert machine.port.mode == Mode.ROOT
-    machine.port.set_faults({})
+    machine.port.fail_memory(faulty, None)
     assert machine("VMLAUNCH").outcome is Outcome.ENTERED
     assert machine.port.read_registers()["STAR"] == 0x1111
 

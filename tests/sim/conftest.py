@@ -16,11 +16,11 @@ PROFILES = Path(__file__).parents[1] / "cases" / "profiles"
 
 
 class Machine:
-    """A processor of a recorded profile, in the profile's environment; the reference model, if not
-    another ``port``.
+    """A processor of a recorded profile, in the profile's environment.
 
-    Its regions are at ``VMXON`` and above; the baselines use other memory. ``msrs`` are bits that
-    its capability MSRs have beside the recorded ones, by index.
+    Its regions are at ``VMXON`` and above; the baselines use other memory. It is the reference
+    model, if no other ``port`` is given; ``msrs`` are bits that its capability MSRs have beside the
+    recorded ones, by index.
     """
     VMXON, VMCS = 0x30_0000, 0x30_1000
 
@@ -37,7 +37,6 @@ class Machine:
         """Reset, and the profile's environment."""
         self.port.reset()
         Processor(self.port).set_up(self.profile.environment)
-        return self
 
     def region(self, address, bits=0):
         """Write a region's first word: the revision identifier and further bits."""
@@ -88,7 +87,7 @@ class Machine:
             "_memory": self.port.memory_words(), "_residents": self.port._residents.state()}
         return copy.deepcopy({
             name: value for name, value in kept.items()
-            if name not in ("capabilities", "cycle", "watcher", "_bus", "_rules")})
+            if name not in ("capabilities", "cycle", "watcher", "_rules")})
 
 
 @pytest.fixture

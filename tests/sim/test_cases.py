@@ -262,6 +262,7 @@ def operation(**op):
     (operation(op="guest", event={"kind": "exception", "vector": 6}), "without 'type'"),
     (operation(op="guest", event={"kind": "boundary", "vector": 256}), "'vector' is 256"),
     (operation(op="time", ticks=1 << 32), "'ticks' is 4294967296"),
+    (operation(op="fault", addr=8, kind="late"), "'late' is none of none, error, hang"),
     (operation(op="guest", event=insn("CPUID") | {"length": 16}), "instruction of 16 bytes"),
     (operation(op="guest", event=insn("CPUID"), state={"RIP": 1 << 64}), "'RIP' is"),
 ])

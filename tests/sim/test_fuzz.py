@@ -22,9 +22,11 @@ from vmxswitch.sim.fuzz.differential import Difference, Differential
 from vmxswitch.sim.fuzz.program import FieldWrites, Program, Region
 from vmxswitch.sim.fuzz.shrink import shrink
 from vmxswitch.sim.fuzz.words import answer_in_words, in_words, step_in_words
+from vmxswitch.sim.memory import Fault
 from vmxswitch.sim.model import Model
 from vmxswitch.sim.observation import (
     PROMPT,
+    MemoryFault,
     MemoryWrite,
     Observation,
     RegisterWrites,
@@ -84,6 +86,15 @@ class WrongMemory(Model):
         return answer
 
 
+class WrongLaunchState(Model):
+    """A bus error clears the launch state."""
+    def execute(self, instruction):
+        answer = super().execute(instruction)
+        if answer.outcome is Outcome.BUS_ERROR:
+            self._launched = False
+        return answer
+
+
 class WrongMode(Model):
     """VMXOFF does not leave VMX operation."""
     def _effect_VMXOFF(self, inputs):
@@ -106,7 +117,8 @@ class MissedCheck(Model):
         return super()._fails(inputs, *stages)
 
 
-DEFECTS = [WrongError, WrongRegister, WrongMemory, WrongMode, Silent, MissedCheck]
+DEFECTS = [
+    WrongError, WrongRegister, WrongMemory, WrongMode, Silent, MissedCheck, WrongLaunchState]
 
 
 @cache
@@ -118,7 +130,8 @@ def found(defect):
 
 @pytest.mark.parametrize("defect, what, steps", [
     (WrongError, "answer", 5), (WrongRegister, "registers", 7), (WrongMemory, "memory", 3),
-    (WrongMode, "mode", 3), (Silent, "silence", 3), (MissedCheck, "answer", 7)])
+    (WrongMode, "mode", 3), (Silent, "silence", 3), (MissedCheck, "answer", 7),
+    (WrongLaunchState, "vmcs", 9)])
 def test_a_defect_is_found_and_the_program_made_small(defect, what, steps):
     run, small = found(defect)
     assert len(small.program.steps) <= steps < len(run.program.steps)
@@ -282,6 +295,9 @@ def test_each_step_has_words():
      "region 0x1000, first word 0x1, launch word 0x1: A VPID=0x2"),
     (Region(4096, 1), "region 0x1000, first word 0x1"),
     (FieldWrites("A", (("VPID", 2),)), "VMWRITEs of A VPID=0x2"),
+    (MemoryFault(8, Fault.ERROR), "memory 0x8 answers with an error"),
+    (MemoryFault(8, Fault.HANG), "memory 0x8 does not answer"),
+    (MemoryFault(8, None), "memory 0x8 answers again"),
 ])
 def test_steps_in_words(step, words):
     assert step_in_words(step) == words
@@ -509,13 +525,14 @@ def test_bits_and_answers_are_compared_alike(hardware):
         port.reset()
     for seen, expected in zip(observe(hardware.sides.port, operations),
                               observe(hardware.sides.model, operations), strict=True):
-        decoded = Observation(seen.answer, seen.mode, seen.registers)
+        decoded = Observation(seen.answer, seen.mode, seen.registers, **seen.vmcs)
         assert seen.agrees(decoded) and seen.agrees(expected) and decoded.agrees(expected)
-        other = seen.registers | {"RIP": seen.registers["RIP"] ^ 1}
-        assert not seen.agrees(Observation(seen.answer, seen.mode, other))
-        assert not seen.agrees(Observation(seen.answer, Mode(seen.mode ^ 1), seen.registers))
-        assert not seen.agrees(Observation(
-            Answer(Outcome.BUS_ERROR, seen.answer.row), seen.mode, seen.registers))
+        for changes in (
+            {"registers": seen.registers | {"RIP": seen.registers["RIP"] ^ 1}},
+            {"mode": Mode(seen.mode ^ 1)}, {"answer": Answer(Outcome.BUS_ERROR)},
+            {"current_vmcs": decoded.current_vmcs ^ 0x1000}, {"launched": not decoded.launched},
+        ):
+            assert not seen.agrees(replace(decoded, **changes))
 
 
 def test_a_wrong_bit_of_the_hardware_is_found(hardware):

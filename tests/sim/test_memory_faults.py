@@ -13,6 +13,7 @@ import pytest
 from vmxswitch.sim.cases import read_profile
 from vmxswitch.sim.memory import Fault
 from vmxswitch.sim.model import Model
+from vmxswitch.sim.observation import RegisterWrites, observe
 from vmxswitch.sim.verilator import VerilatorPort
 from vmxswitch.spec.operations import NO_VMCS, Event, Instruction, Mode, Outcome
 from vmxswitch.spec.region import ABORT_OFFSET, LAUNCH_OFFSET, field_offsets
@@ -26,6 +27,7 @@ OTHER, THIRD, SHADOW = VMCS + 0x1000, VMCS + 0x2000, VMCS + 0x3000
 ENTRY_LIST, STORE_LIST, LOAD_LIST = 0x24_0000, 0x24_1000, 0x24_2000
 PDPT, HOST_PDPT, APIC, BITMAPS, EPTPS = 0x25_0000, 0x25_0020, 0x26_0000, 0x27_0000, 0x28_0000
 SYSENTER_CS, NO_MSR = 0x174, 0x800  # the latter is one that no list may name
+NONE = {"current_vmcs": NO_VMCS, "launched": 0}
 PROC1, SECONDARY = 0x0400_6172, 1 << 31
 LISTS = {
     "VM_ENTRY_MSR_LOAD_ADDR": ENTRY_LIST, "VM_ENTRY_MSR_LOAD_COUNT": 3,
@@ -90,7 +92,7 @@ def off(where):
     where.port.write_memory(EPTPS, 8, 0x5E)
 
 
-def loaded(where, *others, baseline="pae32_A", **fields):
+def loaded(where, others=(), baseline="pae32_A", **fields):
     """VMX root operation; a launchable VMCS is current, and others have been before."""
     off(where)
     where.enter_root()
@@ -99,9 +101,9 @@ def loaded(where, *others, baseline="pae32_A", **fields):
     where.load(VMCS, baseline, **{"GUEST_CR3": PDPT} | fields)
 
 
-def launched(where, *others, **fields):
+def launched(where, **fields):
     """Its guest."""
-    loaded(where, *others, **fields)
+    loaded(where, **fields)
     assert where.do("VMLAUNCH").outcome is Outcome.ENTERED
 
 
@@ -113,8 +115,8 @@ def carry_out(where, operation):
 
 def picture(where):
     """All that can be seen of a processor."""
-    port = where.port
-    return port.mode, port.read_registers(), port.current_vmcs, port.memory_words()
+    seen, = observe(where.port, [RegisterWrites(())])
+    return seen.mode, seen.registers, seen.vmcs, where.port.memory_words()
 
 
 # --- operations, and every word that they transfer ---
@@ -147,8 +149,8 @@ EITHER = {
         partial(loaded, **CHECKED_WORDS), Instruction("VMLAUNCH"),
         [APIC + 0x80, OTHER, *words(PDPT, 4)], ENTERED),
     "failed VMLAUNCH": Scenario(
-        partial(loaded, GUEST_RFLAGS=0, **LISTS), Instruction("VMLAUNCH"), MOVE_TO_HOST,
-        Outcome.ENTRY_FAILURE, ABORT),
+        partial(loaded, baseline="prot32_A", GUEST_RFLAGS=0, **LISTS), Instruction("VMLAUNCH"),
+        MOVE_TO_HOST, Outcome.ENTRY_FAILURE, ABORT),
     "VMCALL": Scenario(
         partial(launched, **LISTS), Instruction("VMCALL"), words(STORE_LIST, 6) + MOVE_TO_HOST,
         Outcome.EXIT, ABORT),
@@ -184,12 +186,13 @@ SCENARIOS = {
         "VMPTRLD": Scenario(
             loaded, Instruction("VMPTRLD", pointer=OTHER), [OTHER, *region(OTHER)], SUCCEED),
         "VMPTRLD that evicts": Scenario(
-            partial(loaded, OTHER), Instruction("VMPTRLD", pointer=THIRD),
+            partial(loaded, others=[OTHER]), Instruction("VMPTRLD", pointer=THIRD),
             [THIRD, *region(OTHER), *region(THIRD)], SUCCEED),
         "VMCLEAR of another resident VMCS": Scenario(
-            partial(loaded, OTHER), Instruction("VMCLEAR", pointer=OTHER), region(OTHER), SUCCEED),
+            partial(loaded, others=[OTHER]), Instruction("VMCLEAR", pointer=OTHER), region(OTHER),
+            SUCCEED),
         "VMWRITE, shadow VMCS resident": Scenario(
-            partial(launched, SHADOW, **SHADOWING), VMWRITE_RIP,
+            partial(launched, others=[SHADOW], **SHADOWING), VMWRITE_RIP,
             [bit(BITMAPS + 0x1000, VMWRITE_RIP.encoding), *region(SHADOW)], SUCCEED),
     },
 }
@@ -207,9 +210,9 @@ def test_a_fault_at_every_transfer(machines, slots, name):
             for where in machines[slots]:
                 scenario.prepare(where)
                 mode, registers, current, _ = picture(where)
-                where.port.set_faults({address: fault})
+                where.port.fail_memory(address, fault)
                 answer = replace(carry_out(where, scenario.operation), cycles=0)
-                where.port.set_faults({})
+                where.port.fail_memory(address, None)
                 after.append((answer, picture(where)))
                 assert answer.outcome is scenario.failed, (hex(address), fault)
                 assert where.port.read_registers() == registers
@@ -220,7 +223,7 @@ def test_a_fault_at_every_transfer(machines, slots, name):
                 else:
                     lost = slots == 1 and name == "VMPTRLD" and address in region(OTHER)
                     assert where.port.mode == mode
-                    assert where.port.current_vmcs == ((NO_VMCS, False) if lost else current)
+                    assert picture(where)[2] == (NONE if lost else current)
                 answer = carry_out(where, scenario.operation)
                 assert (answer.outcome, picture(where)) == (scenario.outcome, undisturbed)
             assert after[0] == after[1], (hex(address), fault)
@@ -243,11 +246,11 @@ def test_nothing_else_is_transferred(machines, slots, name):
     scenario = SCENARIOS[slots][name]
     undisturbed = undisturbed_picture(machines[slots], scenario)
     pages = {address & ~0xFFF for address in undisturbed[3]} | {BITMAPS, APIC, OTHER, THIRD}
+    everything = {address for page in pages for address in words(page, 512)}
     for where in machines[slots]:
         scenario.prepare(where)
-        where.port.set_faults(dict.fromkeys(
-            {address for page in pages for address in words(page, 512)} - {*scenario.transfers},
-            Fault.HANG))
+        for address in everything - {*scenario.transfers}:
+            where.port.fail_memory(address, Fault.HANG)
         assert carry_out(where, scenario.operation).outcome is scenario.outcome
         assert picture(where) == undisturbed
 
@@ -256,7 +259,8 @@ def test_nothing_else_is_transferred(machines, slots, name):
 def test_an_abort_that_cannot_be_indicated_is_one_all_the_same(machines, fault):
     for where in machines[1]:
         launched(where, **LISTS)
-        where.port.set_faults({STORE_LIST: Fault.ERROR, VMCS: fault})
+        where.port.fail_memory(STORE_LIST, Fault.ERROR)
+        where.port.fail_memory(VMCS, fault)
         answer = where.do("VMCALL")
         assert (answer.outcome, answer.error, where.port.mode) == (ABORT, 5, Mode.ABORT)
         assert where.port.read_memory(VMCS + ABORT_OFFSET, 4) == 0
@@ -293,3 +297,18 @@ def test_a_reserved_msr_at_every_position_of_a_list(
         else:
             assert answer.qualification == position + 1
     assert after[0] == after[1]
+
+
+def test_a_region_that_was_half_stored_is_stored_whole_the_next_time(machines):
+    """And the VMCS still has every value."""
+    for where in machines[1]:
+        loaded(where, GUEST_RSP=0x1234)
+        where.port.fail_memory(field(VMCS, "GUEST_ES_BASE"), Fault.ERROR)
+        for _ in range(2):
+            assert where.do("VMPTRLD", pointer=OTHER).outcome is Outcome.BUS_ERROR
+            assert where.read("GUEST_RSP") == 0x1234
+        where.port.fail_memory(field(VMCS, "GUEST_ES_BASE"), None)
+        for pointer in (OTHER, VMCS):
+            where.succeed("VMPTRLD", pointer=pointer)
+        assert where.read("GUEST_RSP") == 0x1234
+        assert where.do("VMLAUNCH").outcome is Outcome.ENTERED

@@ -78,11 +78,11 @@ def test_vmclear_frees_a_slot_that_is_not_the_current_ones(root):
     filled(where, A, B)
     where.succeed("VMCLEAR", pointer=A)
     assert stored(where, A) == A
-    assert where.port.current_vmcs.pointer == B
+    assert where.port.current_vmcs == B
     filled(where, C)
     assert stored(where, B) == 0
     where.succeed("VMCLEAR", pointer=C)
-    assert where.port.current_vmcs == (NO_VMCS, False)
+    assert (where.port.current_vmcs, where.port.launched) == (NO_VMCS, False)
 
 
 def test_the_launch_state_goes_along(root):
@@ -90,12 +90,12 @@ def test_the_launch_state_goes_along(root):
     where.load(A, "long64_ept_A")
     assert where.do("VMLAUNCH").outcome is Outcome.ENTERED
     where.do("VMCALL")
-    assert where.port.current_vmcs == (A, True)
+    assert (where.port.current_vmcs, where.port.launched) == (A, True)
     where.succeed("VMPTRLD", pointer=B)
     assert where.port.read_memory(A + LAUNCH_OFFSET, 8) == 1
-    assert where.port.current_vmcs == (B, False)
+    assert (where.port.current_vmcs, where.port.launched) == (B, False)
     where.succeed("VMPTRLD", pointer=A)
-    assert where.port.current_vmcs == (A, True)
+    assert (where.port.current_vmcs, where.port.launched) == (A, True)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])

@@ -5,10 +5,10 @@ from random import Random
 
 import pytest
 
-from vmxswitch.sim.proof import Undecided, witness
 from vmxswitch.sim.solver import Solver, distance, evaluate
 from vmxswitch.spec.capabilities import PRESETS
 from vmxswitch.spec.expression import Binary, Invert, parse, symbols, to_function
+from vmxswitch.spec.proof import Undecided, witness
 from vmxswitch.spec.tables import SYMBOL_WIDTHS
 
 SCOPE = {"a": 4, "b": 4, "c": 1}

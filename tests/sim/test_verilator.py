@@ -144,7 +144,7 @@ def test_an_access_that_is_not_aligned_is_refused(compiled, address, size):
 def test_a_bus_error_is_answered_alike_and_changes_nothing(ports):
     simulated, compiled = ports
     for port in ports:
-        port.set_faults({2 * PAGE + 8: Fault.ERROR})
+        port.fail_memory(2 * PAGE + 8, Fault.ERROR)
     answers = [into_root(port)[-1] for port in ports]
     assert answers[0].outcome is Outcome.BUS_ERROR
     assert answers[0] == answers[1]
@@ -164,7 +164,7 @@ def test_a_register_write_that_is_refused_changes_nothing(compiled):
 def test_a_reset_leaves_nothing(compiled):
     compiled.reset()
     into_root(compiled)
-    compiled.set_faults({0x100: Fault.HANG})
+    compiled.fail_memory(0x100, Fault.ERROR)
     assert compiled.mode is Mode.ROOT
     compiled.reset()
     assert (compiled.mode, compiled.cycle, compiled.memory_words()) == (Mode.OFF, 0, {})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmxswitch.spec import tables
-from vmxswitch.spec.capabilities import PRESETS, Capabilities
+from vmxswitch.spec.capabilities import PRESETS, Capabilities, configuration
 from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.expression import Const
 from vmxswitch.spec.region import ABORT_OFFSET, LAUNCH_OFFSET, field_offsets
@@ -21,6 +21,8 @@ from vmxswitch.spec.tables import (
     FIELD_BY_ENCODING,
     FIELDS,
     INSTRUCTIONS,
+    MSRS,
+    REGISTER_BITS,
     STAGES,
     TableError,
 )
@@ -36,9 +38,18 @@ PROCESSORS = [
 
 @pytest.mark.parametrize("table, count", [
     (CHECKS, 321), (FIELDS, 284), (CONTROLS, 146), (ROWS, 121), (EXIT_REASONS, 80), (ERRORS, 28),
+    (MSRS, 30), (REGISTER_BITS, 12),
 ])
 def test_a_table_has_all_its_rows(table, count):
     assert len(table) == count
+
+
+def test_ranges_do_not_overlap():
+    ranges = [(msr.first, msr.last) for msr in MSRS]
+    for bits in [ranges, *([(bit.low, bit.high) for bit in bits]
+                           for bits in REGISTER_BITS.values())]:
+        assert all(low <= high < after for (low, high), (after, _) in zip(
+            bits, [*bits[1:], (1 << 64, 0)], strict=True))
 
 
 @pytest.mark.parametrize("name, key", [
@@ -50,7 +61,9 @@ def test_a_table_has_all_its_rows(table, count):
     ("exit_reasons.csv", ["number"]), ("exit_reasons.csv", ["symbol"]),
     ("instruction_errors.csv", ["number"]), ("instruction_errors.csv", ["symbol"]),
     ("instructions.csv", ["instruction", "order"]),
+    ("msrs.csv", ["first"]), ("msrs.csv", ["name"]),
     ("notation.csv", ["name", "parameters"]),
+    ("register_bits.csv", ["register", "low"]), ("register_bits.csv", ["register", "name"]),
     ("registers.csv", ["register"]), ("symbols.csv", ["symbol"]),
     ("vmcs_fields.csv", ["encoding"]), ("vmcs_fields.csv", ["symbol"]),
     ("vmcs_fields.csv", ["name"]),
@@ -337,6 +350,8 @@ ARGUMENTS = {"name": "odd", "msrs": {}, "physical_address_width": 40, "linear_ad
 @pytest.mark.parametrize("arguments, message", [
     ({"physical_address_width": 31}, "odd: physical-address width 31 is not 32 to 52"),
     ({"physical_address_width": 53}, "odd: physical-address width 53 is not 32 to 52"),
+    ({"resident_vmcss": 0},  "odd: 0 resident VMCSs; there can be 1 to 16"),
+    ({"resident_vmcss": 17}, "odd: 17 resident VMCSs; there can be 1 to 16"),
     ({"linear_address_width": 47},   "odd: linear-address width 47 is not 32, 48 or 57"),
     ({"wrmsr_rules": {0x277: "sometimes"}},
      "odd: no WRMSR rule 'sometimes' (MSR 0x277); there are any, canonical, pat"),
@@ -399,3 +414,38 @@ def test_a_missing_profile_is_refused(tmp_path):
     with pytest.raises(UsageError) as error:
         Capabilities.from_profile(tmp_path / "gone.json")
     assert str(error.value) == f"{tmp_path / 'gone.json'}: No such file or directory"
+
+
+# --- configurations ---
+
+@pytest.mark.parametrize("name, base, slots", [
+    ("full", "full", 1), ("full:16", "full", 16), ("compact:1", "compact", 1)])
+def test_a_configuration_is_a_preset_with_a_number_of_slots(name, base, slots):
+    found = configuration(name)
+    assert (found.name, found.resident_vmcss) == (name, slots)
+    assert found.msrs == PRESETS[base].msrs
+
+
+def test_a_configuration_may_be_the_file_of_a_profile(tmp_path):
+    profile = PROFILES[0]
+    assert configuration(str(profile)).resident_vmcss == 1
+    found = configuration(f"{profile}:3")
+    assert (found.name, found.resident_vmcss) == (f"{profile.stem}:3", 3)
+    path = tmp_path / "four.json"
+    path.write_text(json.dumps(json.loads(profile.read_text()) | {"resident_vmcss": 4}))
+    assert configuration(str(path)).resident_vmcss == 4
+
+
+@pytest.mark.parametrize("name, message", [
+    ("small", "no configuration 'small': full, compact, or the file of a profile; NAME:N has N "
+              "resident VMCSs"),
+    ("small:2", "no configuration 'small:2': full, compact, or the file of"),
+    ("full:", "no configuration 'full:'"),
+    ("full:many", "'full:many': 'many' is not a number of resident VMCSs"),
+    ("full:0", "full:0: 0 resident VMCSs; there can be 1 to 16"),
+    ("compact:17", "compact:17: 17 resident VMCSs; there can be 1 to 16"),
+])
+def test_a_configuration_that_cannot_be_is_refused(name, message):
+    with pytest.raises(UsageError) as error:
+        configuration(name)
+    assert message in str(error.value)

@@ -1,0 +1,210 @@
+# amaranth: UnusedElaboratable=no
+"""Mutants of the unit: what they are, which witness notices them, what proofs say."""
+
+import pickle
+from collections import Counter
+from functools import cache
+
+import pytest
+from amaranth.hdl import Fragment
+
+from vmxswitch.sim import mutants as module
+from vmxswitch.sim import mutation
+from vmxswitch.sim.fuzz.campaign import Worker
+from vmxswitch.sim.fuzz.differential import Differential
+from vmxswitch.sim.model import Model
+from vmxswitch.sim.mutants import KINDS, Control, Mutant, MutantUnit, equivalent, mutants
+from vmxswitch.sim.mutation import Defect, MutantPort, hunt
+from vmxswitch.sim.neighbours import neighbours
+from vmxswitch.sim.observation import observe
+from vmxswitch.sim.sweeps import attempts, moves
+from vmxswitch.sim.verilator import VerilatorPort
+from vmxswitch.spec.capabilities import PRESETS
+from vmxswitch.spec.operations import Outcome
+from vmxswitch.spec.tables import INSTRUCTIONS
+from vmxswitch.subjects import subject_of
+
+COMPACT = PRESETS["compact"]
+CONTROL_PROGRAMS = 100  # of the fuzzer, for the control logic
+#: Mutants, the witness that notices each, and where.
+KNOWN = [
+    ("C07-never", "pair", ""), ("G130-inverted", "pair", ""),
+    ("G75-off1", "neighbours", ""),        # RFLAGS bit 18 for bit 17: where the row applies
+    ("G83-off4", "neighbours", "depth 1"),  # type 12 for 11
+    ("P03-off8", "neighbours", "depth 2"),  # bit 32 of an entry that must be present besides
+    ("CR0-entry-keeps", "fuzz", ""), ("launched-kept", "fuzz", ""),
+    ("diagnosis-shifted", "fuzz", ""), ("VMLAUNCH.7-number", "fuzz", ""),
+]
+
+
+@cache
+def subject():
+    return subject_of("compact")
+
+
+@cache
+def port():
+    return MutantPort(COMPACT)
+
+
+def named(*ids):
+    chosen = {mutant.id: mutant for mutant in mutants(COMPACT)}
+    return [chosen[id] for id in ids]
+
+
+# What they are
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_numbers_and_names_are_unique_and_every_kind_is_there(name):
+    found = mutants(PRESETS[name])
+    assert [mutant.number for mutant in found] == list(range(1, len(found) + 1))
+    assert len({mutant.id for mutant in found}) == len(found)
+    assert {mutant.kind for mutant in found} == set(KINDS)
+    assert all(mutant.words for mutant in found)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_check_row_has_mutants(name):
+    rows = PRESETS[name].checks
+    for suffix in ("never", "inverted"):
+        assert {f"{row}-{suffix}" for row in rows} <= {each.id for each in mutants(PRESETS[name])}
+    assert {each.row for each in mutants(PRESETS[name]) if each.kind == "check"} == rows.keys()
+
+
+def test_the_rows_of_the_tables_stay_as_they_are():
+    before = repr((COMPACT.checks, INSTRUCTIONS))
+    Fragment.get(MutantUnit(COMPACT), None)
+    assert repr((COMPACT.checks, INSTRUCTIONS)) == before
+
+
+def test_an_assignment_that_the_unit_does_not_have_is_named(monkeypatch):
+    gone = Control("gone", "instructions", r"nothing\)", lambda assignment, fragment: 0, "gone")
+    monkeypatch.setattr(module, "CONTROL", (gone,))
+    module._plan.cache_clear()
+    try:
+        unit = MutantUnit(COMPACT)
+        with pytest.raises(LookupError, match=r"gone: 0 assignments .* instead of 1, match"):
+            unit.elaborate(None)
+    finally:
+        module._plan.cache_clear()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_unit_has_every_assignment_that_control_mutants_change(name):
+    Fragment.get(MutantUnit(PRESETS[name]), None)
+
+
+# Proofs
+
+def test_a_mutant_that_says_the_same_in_other_words_is_proved_equivalent():
+    """No processor here lets the field be written: whatever its value would be does not matter."""
+    assert equivalent(COMPACT, *named("VM_ENTRY_CTLS-value-off1"))
+
+
+def test_a_mutant_that_the_checks_keep_from_mattering_is_proved_equivalent():
+    """A host outside IA-32e mode cannot have a null SS, so what it would get does not matter."""
+    assert equivalent(COMPACT, *named("SS_AR-exit-off2"))
+
+
+@pytest.mark.parametrize("id", [id for id, *_ in KNOWN])
+def test_a_mutant_that_is_noticed_is_not_proved_equivalent(id):
+    assert not equivalent(COMPACT, *named(id))
+
+
+# Witnesses, on the compiled unit
+
+def test_without_a_mutant_the_unit_does_what_it_does_without_mutants():
+    port().choose(0)
+    plain = VerilatorPort(COMPACT)
+    row = COMPACT.checks["G83"]
+    program = [*neighbours(subject(), row, _pair("G83"))]
+    for mine, other in zip(observe(port(), program), observe(plain, program), strict=True):
+        if mine is not None:
+            assert (mine.answer, mine.mode, mine.registers) == (
+                other.answer, other.mode, other.registers)
+
+
+def _pair(row):
+    return Worker(subject(), Model, 1).pairs(row)[0]
+
+
+def _answers(script):
+    """What the reference model answers to a program; ``script`` makes it for the model."""
+    sides = Differential(subject(), Model)
+    run = sides.run_script(script(sides.model))
+    return [answer for answer in run.answers if answer is not None]
+
+
+def test_a_sweep_of_moves_enters_and_leaves_the_guest_over_and_over():
+    row = COMPACT.registers["DR7"]
+    answers = _answers(lambda model: moves(
+        subject(), None, [COMPACT.bind(node) for node in (row.entry, row.save, row.exit)], model))
+    outcomes = Counter(answer.outcome for answer in answers)
+    assert outcomes[Outcome.ENTERED] == outcomes[Outcome.EXIT] > 100
+
+
+def test_a_sweep_of_an_instruction_comes_to_its_rows():
+    conditions = [COMPACT.bind(row.condition) for row in INSTRUCTIONS["VMXON"]]
+    answers = _answers(lambda model: attempts(subject(), "VMXON", conditions, model))
+    assert {f"VMXON.{number}" for number in (1, 2, 3, 5, 8, 9, 11, 12, 13, 14, 15)} <= {
+        answer.row for answer in answers}
+
+
+def test_neighbours_come_to_both_sides_of_a_row():
+    program = [*neighbours(subject(), COMPACT.checks["G75"], _pair("G75"))]
+    failing = ["G75" in seen.answer.failing for seen in observe(Model(COMPACT), program)
+               if seen is not None and seen.answer is not None]
+    assert any(failing) and not all(failing)
+
+
+def test_known_mutants_are_noticed_by_the_witness_that_is_for_them():
+    verdicts = hunt(subject(), named(*(id for id, *_ in KNOWN)), programs=10)
+    found = {verdict.mutant.id: verdict for verdict in verdicts}
+    for id, by, detail in KNOWN:
+        assert found[id].by == by and detail in found[id].detail, found[id]
+
+
+def test_who_notices_a_mutant_does_not_depend_on_the_number_of_processes():
+    chosen = named(*(id for id, *_ in KNOWN[:6]))
+    one, three = (hunt(subject(), chosen, programs=6, jobs=jobs) for jobs in (1, 3))
+    assert one == three
+
+
+def test_wrong_control_logic_is_noticed_or_explained():
+    chosen = [mutant for mutant in mutants(COMPACT) if mutant.kind == "control"]
+    verdicts = hunt(subject(), chosen, programs=CONTROL_PROGRAMS)
+    assert len(chosen) >= 50
+    assert {verdict.mutant.id for verdict in verdicts if verdict.by == ""} == set()
+    explained = {verdict.mutant.id for verdict in verdicts if verdict.by == "explained"}
+    assert explained == mutation.EXPLAINED.keys() & {mutant.id for mutant in chosen}
+
+
+def test_only_mutants_are_explained():
+    everything = {mutant.id for name in PRESETS for mutant in mutants(PRESETS[name])}
+    assert mutation.EXPLAINED.keys() <= everything
+    assert all(mutation.EXPLAINED.values())
+
+
+def test_a_mutant_that_nobody_notices_is_a_survivor_unless_it_is_explained(monkeypatch):
+    monkeypatch.setattr(mutation, "_sweeps", lambda mutant, subject, worker: ())
+    chosen = named("commit-late")
+    assert [verdict.by for verdict in hunt(subject(), chosen)] == [""]
+    monkeypatch.setattr(mutation, "EXPLAINED", {"commit-late": "why"})
+    verdict, = hunt(subject(), chosen)
+    assert (verdict.by, verdict.detail) == ("explained", "why")
+
+
+def test_an_equivalent_mutant_is_left_to_the_proof():
+    verdict, = hunt(subject(), named("VM_ENTRY_CTLS-value-off1"), programs=20)
+    assert verdict.by == "proof"
+
+
+def test_a_unit_that_is_wrong_without_a_mutant_is_a_defect(monkeypatch):
+    monkeypatch.setattr(mutation, "_notices", lambda pair, subject, port, number: True)
+    with pytest.raises(Defect, match="C07"):
+        hunt(subject(), named("C07-never"))
+
+
+def test_the_mutants_are_dataclasses_that_can_be_sent_to_another_process():
+    assert pickle.loads(pickle.dumps(named("C07-never"))) == named("C07-never")
+    assert isinstance(named("C07-never")[0], Mutant)

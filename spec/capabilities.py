@@ -100,9 +100,9 @@ class Capabilities:
         if self.linear_address_width not in (32, 48, 57):
             raise UsageError(f"{self.name}: linear-address width {self.linear_address_width!r} "
                              "is not 32, 48 or 57")
-        if self.resident_vmcss != 1:
-            raise UsageError(f"{self.name}: {self.resident_vmcss!r} resident VMCSs; the register "
-                             "bank has room for 1")
+        if not 1 <= self.resident_vmcss <= 16:
+            raise UsageError(f"{self.name}: {self.resident_vmcss!r} resident VMCSs; there can be "
+                             "1 to 16")
         for index, rule in self.wrmsr_rules.items():
             if rule not in WRMSR_RULES:
                 raise UsageError(f"{self.name}: no WRMSR rule {rule!r} (MSR {index:#x}); "

@@ -410,7 +410,7 @@ LIST_ADDRESS = (
 CONTROL = (
     # launch state
     Control("launched-kept", "sequencer", CHANGE, _zero,
-            "VM entry does not set the launch state", (5,), 6),
+            "VM entry does not set the launch state", (6,), 7),
     Control("launched-by-load", "", r"w_launched\)", _one,
             "every VMCS counts as launched once it is loaded"),
     Control("launched-not-loaded", "", r"w_launched_stb\)", _zero,
@@ -431,7 +431,7 @@ CONTROL = (
     Control("shadow-not-noticed", "", r"w_shadow\)", _zero,
             "a shadow VMCS is taken for an ordinary one", needs="PROC2_VMCS_SHADOWING"),
     Control("no-eviction", "sequencer", _command(Command.STORE), _zero,
-            "a VMCS that makes room is not written back", (0, 1), 2),
+            "a VMCS that makes room is not written back", (0, 1), 3),
     Control("no-load", "sequencer", _command(Command.LOAD), _zero,
             "VMPTRLD does not load the fields"),
     Control("no-clear", "sequencer", _command(Command.WRITE), _zero,

@@ -25,7 +25,7 @@ from vmxswitch.spec.tables import INSTRUCTIONS
 from vmxswitch.subjects import subject_of
 
 COMPACT = PRESETS["compact"]
-CONTROL_PROGRAMS = 100  # of the fuzzer, for the control logic
+CONTROL_PROGRAMS = 200  # of the fuzzer, for the control logic
 #: Mutants, the witness that notices each, and where.
 KNOWN = [
     ("C07-never", "pair", ""), ("G130-inverted", "pair", ""),

@@ -103,7 +103,7 @@ def test_a_guest_that_does_not_find_its_state_is_a_failure(run, monkeypatch):
 def test_a_vmcs_that_is_wrong_in_the_end_is_a_failure(run, monkeypatch):
     def run_and_damage(self, turns, original=Vmm.run):
         yield from original(self, turns)
-        self._port._vmcs["GUEST_RSP"] ^= 8
+        self._port._vmcs.fields["GUEST_RSP"] ^= 8
     monkeypatch.setattr(Vmm, "run", run_and_damage)
     status, out, _ = run(f"{LINUX}:busy", "--turns", "4")
     assert status == 1 and f"BROKEN: in the end {LINUX} had left GUEST_RSP = 0x" in out

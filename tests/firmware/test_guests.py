@@ -132,7 +132,7 @@ def test_what_an_exit_saves_wrongly_is_found_at_the_next_entry():
     port = Model(processor("skylake_x_64"))
     vmm = populate(Vmm(port), (LINUX,), programs.busy)
     assert all(turn.intact for turn in vmm.run(1))
-    port._vmcs["GUEST_DR7"] ^= 1
+    port._vmcs.fields["GUEST_DR7"] ^= 1
     (turn,) = vmm.run(1)
     assert [difference.register for difference in turn.differences] == ["DR7"]
 
@@ -143,7 +143,7 @@ def test_what_is_wrong_in_the_end_is_found_in_the_vmcs():
     list(vmm.run(20))
     linux, pae = vmm.guests.values()
     assert vmm.check(linux) == vmm.check(pae) == ()
-    port._vmcs["GUEST_CR3"] ^= 0x1000
+    port._vmcs.fields["GUEST_CR3"] ^= 0x1000
     (difference,) = vmm.check(pae)
     assert difference.register == "GUEST_CR3" and difference.left ^ difference.found == 0x1000
     assert vmm.check(linux) == ()

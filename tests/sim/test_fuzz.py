@@ -91,7 +91,7 @@ class WrongLaunchState(Model):
     def execute(self, instruction):
         answer = super().execute(instruction)
         if answer.outcome is Outcome.BUS_ERROR:
-            self._launched = False
+            self._residents.current.launched = False
         return answer
 
 

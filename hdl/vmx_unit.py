@@ -112,7 +112,7 @@ class VmxUnit(wiring.Component):
         m.submodules.exits = exits = ExitUnit(capabilities)
         m.submodules.steps = steps = ExitSteps(capabilities)
         m.submodules.commit = commit = Commit(capabilities)
-        m.submodules.memory = memory = MemoryUnit(capabilities, timeout_cyc=self._timeout_cyc)
+        m.submodules.memory_unit = memory = MemoryUnit(capabilities, timeout_cyc=self._timeout_cyc)
         m.submodules.pointers = pointers = VmcsPointers(capabilities)
         m.submodules.instructions = instructions = InstructionUnit(capabilities)
         m.submodules.sequencer = sequencer = Sequencer(capabilities)

@@ -50,7 +50,7 @@ def timing_svg(vcd: VcdFile, edge: int, period: int) -> str:
     rows = [
         ("mode", _boxes, values("bench.top.mode")),
         ("instruction", _boxes, values("bench.instruction")),
-        ("commit", _bit, either("bench.top.instructions.enter", "bench.top.instructions.leave")),
+        ("commit", _bit, either("bench.top.sequencer.enter", "bench.top.sequencer.leave")),
         ("outcome", _boxes, values("bench.outcome")),
         ("owner", _boxes, values("bench.owner")),
         *((name, _boxes, [f"{value:x}" for value in values(f"bench.top.live.{name}")])

@@ -61,7 +61,7 @@ def view(capabilities: Capabilities) -> tuple[Group, ...]:
             "bench.", ("in execution", "instruction", Radix.NAME),
             ("outcome", "outcome", Radix.NAME), ("deciding row", "row", Radix.NAME))),
         Group("commit", _traces(
-            "bench.top.instructions.", ("enter", "enter", Radix.BIN),
+            "bench.top.sequencer.", ("enter", "enter", Radix.BIN),
             ("leave", "leave", Radix.BIN), ("save guest state", "save", Radix.BIN))),
         Group("live", _live(capabilities)),
         Group("checks", (
@@ -92,9 +92,9 @@ def view(capabilities: Capabilities) -> tuple[Group, ...]:
             *_members("updates__payload", "value")), is_open=False),
         Group("VMCS", _vmcs(capabilities), is_open=False),
         Group("memory bus", _traces(
-            "bench.top.", ("command", "instructions.command", Radix.NAME),
-            ("start", "instructions.start", Radix.BIN),
-            ("done", "instructions.done", Radix.BIN)) + _traces(
+            "bench.top.", ("command", "memory_unit.command", Radix.NAME),
+            ("start", "memory_unit.start", Radix.BIN),
+            ("done", "memory_unit.done", Radix.BIN)) + _traces(
             "bench.top.memory__", *((name, name, Radix.BIN) for name in (
                 "cyc", "stb", "we", "ack", "err")),
             *((name, name, Radix.HEX) for name in ("adr", "dat_w", "dat_r"))), is_open=False),
@@ -142,13 +142,13 @@ def _live(capabilities):
 
 
 def _vmcs(capabilities):
-    """The resident VMCS: pointers, launch state, and every field by area."""
+    """The current VMCS: pointers, launch state, and every field by area."""
     areas = {}
     for symbol, row in capabilities.fields.items():
         areas.setdefault(row.area, []).append(
             Trace(f"bench.top.bank.fields.{symbol}", Radix.HEX, symbol))
     return (
-        *_traces("bench.top.instructions.", ("current VMCS", "current_vmcs", Radix.HEX),
+        *_traces("bench.top.pointers.", ("current VMCS", "current_vmcs", Radix.HEX),
                  ("VMXON pointer", "vmxon_pointer", Radix.HEX),
                  ("launched", "launched", Radix.BIN)),
         *(Group(area, tuple(traces), is_open=False) for area, traces in areas.items()),

@@ -122,7 +122,8 @@ def test_an_interrupt_ends_with_the_counts_so_far(run, hardware, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--config", "ful"], "no configuration 'ful': full, compact, or the file of a profile"),
+    (["--config", "ful"], "no configuration 'ful': full, compact, or the file of a profile; "
+     "NAME:N has N resident VMCSs"),
     (["--config", "full", "--coverage", "no/folder"], "no/folder: No such file or directory"),
     (["--count", "1", "--minutes", "1"],
      "argument --minutes: not allowed with argument --count; see `vmxswitch fuzz --help`"),

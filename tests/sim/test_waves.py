@@ -115,7 +115,7 @@ def test_an_instruction_ends_where_its_outcome_is_shown(recorded):
 
 def test_commit_is_high_in_the_cycle_before_the_edge(recorded):
     (change,) = recorded.result.changes
-    assert recorded.vcd.changes["bench.top.instructions.leave"] == [
+    assert recorded.vcd.changes["bench.top.sequencer.leave"] == [
         (0, 0), (start_of(change.cycle - 1), 1), (start_of(change.cycle), 0)]
 
 

@@ -25,7 +25,8 @@ from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, 
 
 from .proof import Undecided, witness
 
-__all__ = ["CONTROL", "KINDS", "Control", "Mutant", "MutantUnit", "equivalent", "mutants"]
+__all__ = ["CONTROL", "KINDS", "Control", "Mutant", "MutantUnit", "differences", "equivalent",
+           "mutants"]
 
 NUMBER_BITS = 16
 PROOF_CASES = 4000  # that a proof may take
@@ -48,6 +49,8 @@ class Mutant:
         One of :data:`KINDS`.
     row : str
         Id of the table row, or component of the control logic.
+    part : str
+        Column of the row, if it has several that can be wrong; else "".
     words : str
         What is wrong.
     """
@@ -55,6 +58,7 @@ class Mutant:
     id: str
     kind: str
     row: str
+    part: str
     words: str
 
 
@@ -546,20 +550,21 @@ class _Plan:
 def _plan(capabilities: Capabilities) -> _Plan:
     found, variants = [], {}
 
-    def add(id, kind, row, words):
-        found.append(Mutant(len(found) + 1, id, kind, row, words))
+    def add(id, kind, row, part, words):
+        found.append(Mutant(len(found) + 1, id, kind, row, part, words))
 
     sites = tuple(_sites(capabilities))
     for site in sites:
         for name, words, variant in site.variants():
-            add("-".join(filter(None, (site.row, site.part, name))), site.kind, site.row, words)
+            add("-".join(filter(None, (site.row, site.part, name))), site.kind, site.row, site.part,
+                words)
             variants[len(found)] = site, variant
     outcomes = tuple(_outcomes(capabilities))
     for row, part in outcomes:
-        add(f"{row}-{part}", "outcome", row, OUTCOME[part][2])
+        add(f"{row}-{part}", "outcome", row, part, OUTCOME[part][2])
     controls = tuple(control for control in CONTROL if control.has_work(capabilities))
     for control in controls:
-        add(control.id, "control", control.component or "unit", control.words)
+        add(control.id, "control", control.component or "unit", "", control.words)
     assert len(found) < 1 << NUMBER_BITS
     return _Plan(tuple(found), sites, outcomes, controls, variants)
 
@@ -573,12 +578,9 @@ def equivalent(capabilities: Capabilities, mutant: Mutant) -> bool:
     """Whether it is proved that a mutant does what the unit does. Wrong control logic never is."""
     if mutant.number not in _plan(capabilities).variants:
         return False
-    site, variant = _plan(capabilities).variants[mutant.number]
-    right, wrong = site.seen(site.right), site.seen(variant)
+    site, _ = _plan(capabilities).variants[mutant.number]
     try:
-        for bit in range(right.width):
-            differ = ir.Binary(1, "^", *(
-                ir.bind(ir.Slice(1, value, bit), {}) for value in (right, wrong)))
+        for differ in differences(capabilities, mutant):
             for fact in _facts(capabilities, site, ir.symbols(differ)):
                 differ = ir.Binary(1, "&", differ, fact)
             if witness(differ, PROOF_CASES) is not None:
@@ -586,6 +588,17 @@ def equivalent(capabilities: Capabilities, mutant: Mutant) -> bool:
     except Undecided:
         return False
     return True
+
+
+def differences(capabilities: Capabilities, mutant: Mutant) -> Iterator[ir.Expression]:
+    """For each bit that comes of a wrong row whether it is wrong."""
+    site, variant = _plan(capabilities).variants[mutant.number]
+    right, wrong = site.seen(site.right), site.seen(variant)
+    for bit in range(right.width):
+        differ = ir.Binary(1, "^", *(
+            ir.bind(ir.Slice(1, value, bit), {}) for value in (right, wrong)))
+        if differ.left != differ.right:
+            yield differ
 
 
 def _facts(capabilities, site, names) -> Iterator[ir.Expression]:

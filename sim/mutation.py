@@ -14,7 +14,7 @@ from .cases import Case, disagreements, read_profile
 from .fuzz.campaign import Worker
 from .mutants import Mutant, MutantUnit, equivalent, mutants
 from .neighbours import neighbours
-from .observation import observe
+from .observation import PROMPT, observe
 from .row_cases import Subject, run_pair
 from .runner import Runner
 from .verilator import Kind, VerilatorPort
@@ -178,11 +178,11 @@ def _by_rows(task, port, worker):
     return found
 
 
-def _recorded(program, port, model):
+def _recorded(program, port, model, timing=PROMPT):
     """The recording of a program that the unit carries out as the model does."""
     port.choose(0)
     model.reset()
-    seen = observe(port, program)
+    seen = observe(port, program, timing)
     recording = port.recording()
     for operation, got, expected in zip(program, seen, observe(model, program), strict=True):
         if expected is not None and not got.agrees(expected):

@@ -5,7 +5,7 @@ What differs is an expression over fields, registers and the cause of an exit;
 """
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, product
 
 from vmxswitch.spec.expression import Binary, Const, Expression, Symbol, bind, symbols
 from vmxswitch.spec.operations import Event, Instruction
@@ -18,8 +18,12 @@ from .row_cases import VMCS_POINTER, VMXON_POINTER, Search, State, Subject
 
 __all__ = ["counterexamples"]
 
-CASES = 3  #: tried for each bit and exit reason
+CASES = 2  #: tried for each bit, exit reason and start
 CPUID, TRIPLE_FAULT = 10, 2  #: events that exit always; one of them is caused by an instruction
+#: Where the search starts: without an event to inject, with an NMI, with a software exception.
+STARTS = (
+    {}, {"VM_ENTRY_INTR_INFO": 0x8000_0202},
+    {"VM_ENTRY_INTR_INFO": 0x8000_0603, "VM_ENTRY_INSTRUCTION_LENGTH": 1})
 CAUSE = {
     name: SYMBOL_WIDTHS[name] for name in (
         "CAUSE_QUALIFICATION", "CAUSE_LENGTH", "CAUSE_INFORMATION", "CAUSE_LINEAR_ADDRESS",
@@ -34,10 +38,10 @@ def counterexamples(subject: Subject, mutant: Mutant) -> Iterator[list[Operation
     search = Search(subject, CAUSE | {
         f"{GUEST_PREFIX}{name}": bits for name, bits in registers.items()})
     at_entry = mutant.kind == "register" and mutant.part == "entry"
-    for differ in differences(capabilities, mutant):
+    for start, differ in product(STARTS, differences(capabilities, mutant)):
         for reason in _reasons(mutant, differ):
             goal = differ if at_entry else _at_exit(capabilities, registers, differ, reason, mutant)
-            for case, state in islice(search.reaching(goal), CASES):
+            for case, state in islice(search.reaching(goal, start), CASES):
                 yield [*_program(subject, case, state, reason, symbols(goal))]
 
 

@@ -208,7 +208,7 @@ def _register_sites(capabilities):
         yield _Site("register", name, "entry", row.entry, entry, (
             old, ("host", "an entry loads what an exit would load", leave)), passed=STAGES)
         yield _Site("register", name, "exit", row.exit, leave, (
-            old, ("guest", "an exit loads what an entry would load", entry)))
+            old, ("guest", "an exit loads what an entry would load", entry)), passed=("host",))
         if row.field in capabilities.fields:
             bits = capabilities.bits(capabilities.fields[row.field])
             yield _Site("register", name, "save", row.save, bound(row.save, bits), (

@@ -2,10 +2,11 @@
 
 The pairs of :mod:`.row_cases` show that a row fails where it must. These programs also show where
 it applies: from both sides of the pair every bit that the row could read is inverted in turn, every
-narrow bit field gets all its values, and what is compared with a number gets that number and the
-ones beside it; at depth 2 two of these at a time. The answer names *all* rows that fail then.
-Another failing row keeps the attempts from entering the guest, but for rows about the MSR-load
-list, which only an entry that passes all others reads.
+narrow bit field gets all its values, what is compared with a number gets that number and the ones
+beside it, and each symbol the values between which the row changes; at depth 2 two of these at a
+time. The answer names *all* rows that fail then. Another failing row keeps the attempts from
+entering the guest, but for rows about the MSR-load list, which only an entry that passes all others
+reads.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from .fuzz.program import Region, is_64_bit, operations, revision, vmwrites
 from .observation import MemoryWrite, Operation, RegisterWrites
 from .proof import Undecided, witness
 from .row_cases import VMCS_POINTER, VMXON_POINTER, RowCase, RowPair, Subject
+from .solver import evaluate
 
 __all__ = ["neighbours"]
 
@@ -113,8 +115,11 @@ def _around(place, word, depth):
     yield Instruction("VMPTRLD", pointer=VMCS_POINTER)
     yield from _attempt(place)
     inputs = {symbol: there for symbol in place.reads if (there := _input(place, symbol))}
+    values = {symbol: now for symbol, (now, _, _) in inputs.items()}
     for symbol, (now, bits, put) in inputs.items():
-        for value in dict.fromkeys((*_flips(now, bits), *_values(place.row, symbol, now, NARROW))):
+        bounds = _bounds(place.row, values, symbol, bits) if {*values} >= {*place.reads} else ()
+        for value in dict.fromkeys((
+                *_flips(now, bits), *_values(place.row, symbol, now, NARROW), *bounds)):
             yield from put(value)
             yield from _attempt(place)
             yield from put(now)
@@ -151,6 +156,20 @@ def _values(row, symbol, now, narrow) -> Iterator[int]:
         mask = (1 << width) - 1
         chosen = range(1 << width) if width <= narrow else numbers
         yield from (now & ~(mask << low) | (number & mask) << low for number in chosen)
+
+
+def _bounds(row, values, symbol, bits) -> Iterator[int]:
+    """Two neighbouring values of a symbol between which the row changes, below and above."""
+    def fails(value):
+        return evaluate(row.fails, {**values, symbol: value})
+
+    for end in (0, (1 << bits) - 1):
+        low, high = sorted((values[symbol], end))
+        if fails(low) != fails(high):
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if fails(middle) == fails(low) else (low, middle)
+            yield from (low, high)
 
 
 def _fields(node: Expression, symbol: str) -> Iterator[tuple[int, int, list[int]]]:

@@ -598,8 +598,13 @@ class Search:
                 alone = Binary(1, "&", alone, Invert(1, self._expressions[other]))
         return witness(alone) is None
 
-    def reaching(self, expression: Expression) -> Iterator[tuple[RowCase, State]]:
-        """Cases that pass every check, in a state in which a one-bit expression is 1."""
+    def reaching(
+        self, expression: Expression, changes: Mapping[str, int],
+    ) -> Iterator[tuple[RowCase, State]]:
+        """Cases that pass every check, in a state in which a one-bit expression is 1.
+
+        The search starts from the baselines with ``changes``.
+        """
         goal = Search(self._subject, self._free)
         node = _replaced(expression, _meanings(self._subject.capabilities))
         goal._expressions = {**self._expressions, GOAL: node}
@@ -609,7 +614,7 @@ class Search:
         goal._order = {**self._order, GOAL: -1}
         for depth, states in PHASES:
             for baseline, start in self._starts.items():
-                for state in goal._alone(GOAL, start, depth, states):
+                for state in goal._alone(GOAL, start | changes, depth, states):
                     case = goal._case(GOAL, baseline, state, ())
                     if case is not None:
                         yield case, state

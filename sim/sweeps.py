@@ -4,37 +4,26 @@ They are the same for every mutant; what they try is what random programs come t
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from itertools import product
 
 from vmxswitch.spec.operations import Event, Instruction
-from vmxswitch.spec.tables import EXIT_REASONS, INSTRUCTIONS
+from vmxswitch.spec.tables import EXIT_REASONS
 
-from .fuzz.author import DECIDING
 from .fuzz.program import Region, operations, revision
-from .observation import PROMPT, MemoryWrite, Operation, RegisterWrites, Timing
-from .row_cases import VMCS_POINTER, VMXON_POINTER, Subject
+from .observation import MemoryWrite, Operation, RegisterWrites
+from .row_cases import REGION_BYTES, VMCS_POINTER, VMXON_POINTER, Subject
 
-__all__ = ["SWEEPS", "Sweep"]
+__all__ = ["SWEEPS"]
 
-OTHER_POINTER = 0x22_0000
 GOOD_EPTP = 0x11_001E
+EVENT_POINTERS = 0x40_0000  # of a region for each event, one after the other
 #: Operands that instructions succeed with, and how many bits of them are tried.
 OPERANDS = {
     "VMXON": {"pointer": (VMXON_POINTER, 64)}, "VMCLEAR": {"pointer": (VMCS_POINTER, 64)},
-    "VMPTRLD": {"pointer": (VMCS_POINTER, 64)}, "VMREAD": {"encoding": (0x6802, 64)},
-    "VMWRITE": {"encoding": (0x6802, 64)},
-    "INVEPT": {"invalidation": (1, 64), "descriptor": (GOOD_EPTP, 128)},
+    "VMPTRLD": {"pointer": (VMCS_POINTER, 64)},
+    "INVEPT": {"invalidation": (1, 64), "descriptor": (GOOD_EPTP, 64)},
     "INVVPID": {"invalidation": (1, 64), "descriptor": (1, 128)},
-    "VMFUNC": {"eax": (0, 32), "ecx": (0, 32)},
 }
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A program, by the processor that it is for, and its timing."""
-    name: str
-    program: Callable[[Subject], Iterator[Operation]]
-    timing: Timing = PROMPT
 
 
 def _registers(subject):
@@ -58,62 +47,53 @@ def _off(subject):
     yield MemoryWrite(VMCS_POINTER, 4, revision(subject.capabilities))
 
 
-def _root(subject):
+def _root(subject, pointer=VMCS_POINTER):
     """VMX root operation with a VMCS."""
     yield from _off(subject)
     yield Instruction("VMXON", pointer=VMXON_POINTER)
-    yield Instruction("VMCLEAR", pointer=VMCS_POINTER)
-    yield Instruction("VMPTRLD", pointer=VMCS_POINTER)
-
-
-def _guest(subject):
-    yield from _root(subject)
-    yield Instruction("VMLAUNCH")
+    yield Instruction("VMCLEAR", pointer=pointer)
+    yield Instruction("VMPTRLD", pointer=pointer)
 
 
 def _operand_bits(subject):
-    """Every bit of every operand, of a region's first word and of the registers that decide."""
+    """Every bit of operands, of a region's first word, and of the registers that allow VMXON."""
     word = revision(subject.capabilities)
     yield from _regions(subject, VMCS_POINTER)
-    for situation in (_off, _root, _guest):
-        for name in INSTRUCTIONS:
-            operands = OPERANDS.get(name, {})
-            usual = {operand: value for operand, (value, _) in operands.items()}
-            for operand, (value, bits) in operands.items():
-                for bit in range(bits):
-                    yield from situation(subject)
-                    yield Instruction(name, **usual | {operand: value ^ 1 << bit})
-            for bit in range(32) if name in ("VMXON", "VMPTRLD") else ():
-                yield from situation(subject)
-                yield MemoryWrite(usual["pointer"], 4, word ^ 1 << bit)
-                yield Instruction(name, **usual)
-            for register in DECIDING:
-                if register in subject.environment:
-                    row = subject.capabilities.registers[register]
-                    for bit in range(min(subject.capabilities.bits(row), 32)):
-                        yield from situation(subject)
-                        yield RegisterWrites((
-                            (register, subject.environment[register] ^ 1 << bit),))
-                        yield Instruction(name, **usual)
+    for name, operands in OPERANDS.items():
+        usual = {operand: value for operand, (value, _) in operands.items()}
+        yield from _root(subject)
+        for operand, (value, bits) in operands.items():
+            for bit in range(bits):
+                if name == "VMXON":
+                    yield from _off(subject)
+                yield Instruction(name, **usual | {operand: value ^ 1 << bit})
+        for bit in range(32) if name in ("VMXON", "VMPTRLD") else ():
+            if name == "VMXON":
+                yield from _off(subject)
+            yield MemoryWrite(usual["pointer"], 4, word ^ 1 << bit)
+            yield Instruction(name, **usual)
+    for register in ("CR0", "CR4"):
+        for bit in range(32):
+            yield from _off(subject)
+            yield RegisterWrites(((register, subject.environment[register] ^ 1 << bit),))
+            yield Instruction("VMXON", pointer=VMXON_POINTER)
 
 
 def _events(subject):
-    """Every event in guests whose registers are all inverted or all as loaded."""
-    yield _registers(subject)
-    capabilities = subject.capabilities
-    for reason, row in EXIT_REASONS.items():
-        if row.condition is None:
-            continue
-        for inverted in (False, True):
-            yield from _regions(subject, VMCS_POINTER)
-            yield from _guest(subject)
-            if inverted:
-                yield RegisterWrites(tuple(
-                    (name, (1 << capabilities.bits(register)) - 1)
-                    for name, register in capabilities.registers.items()))
-            yield Event(reason, 0x1234_5678_9ABC_DEF1, 5, 0x8765_4321, 0x1111, 0x2222)
-            yield _registers(subject)
-            yield Instruction("VMCLEAR", pointer=VMCS_POINTER)
+    """Every event: registers as loaded, all bits 1, or only those of pending debug exceptions."""
+    ones = {name: (1 << subject.capabilities.bits(row)) - 1
+            for name, row in subject.capabilities.registers.items()}
+    reasons = [number for number, row in EXIT_REASONS.items() if row.condition is not None]
+    environments = ({}, ones, {"PENDING_DBG": ones["PENDING_DBG"]})
+    for number, (reason, values) in enumerate(product(reasons, environments)):
+        pointer = EVENT_POINTERS + number * REGION_BYTES  # so that every region stays to be seen
+        yield from _regions(subject, pointer)
+        yield from _root(subject, pointer)
+        yield Instruction("VMLAUNCH")
+        yield RegisterWrites(tuple(values.items()))
+        yield Event(reason, 0x1234_5678_9ABC_DEF1, 5, 0x8765_4321, 0x1111, 0x2222)
+        yield _registers(subject)
+        yield Instruction("VMCLEAR", pointer=pointer)
 
 
 def _region_zero(subject):
@@ -131,19 +111,6 @@ def _region_zero(subject):
     yield Instruction("VMLAUNCH")
 
 
-def _pointers(subject):
-    """Entries right after a change of pointer that decides whether a check fails."""
-    yield from _regions(subject, VMCS_POINTER, VMCS_LINK_POINTER=OTHER_POINTER)
-    yield from _regions(subject, OTHER_POINTER, VMCS_LINK_POINTER=OTHER_POINTER)
-    yield from _off(subject)
-    yield Instruction("VMXON", pointer=VMXON_POINTER)
-    for pointer in (OTHER_POINTER, VMCS_POINTER, OTHER_POINTER):
-        yield Instruction("VMPTRLD", pointer=pointer)
-        yield Instruction("VMLAUNCH")
-        yield Instruction("VMCALL")
-
-
-SWEEPS = (
-    Sweep("operand bits", _operand_bits), Sweep("events", _events),
-    Sweep("region 0", _region_zero), Sweep("pointers", _pointers, Timing(back_to_back=True)),
-)
+SWEEPS: dict[str, Callable[[Subject], Iterator[Operation]]] = {
+    "operand bits": _operand_bits, "events": _events, "region 0": _region_zero,
+}

@@ -60,6 +60,11 @@ class Verdict:
     by: str = ""
     detail: str = ""
 
+    @property
+    def contradicted(self) -> bool:
+        """Whether a witness noticed a mutant that, by :data:`EXPLAINED`, cannot be noticed."""
+        return self.by in WITNESSES and self.mutant.id in EXPLAINED
+
 
 class MutantPort(VerilatorPort):
     """The compiled unit with its mutants."""

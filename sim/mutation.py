@@ -25,9 +25,9 @@ from .verilator_build import library
 __all__ = ["EXPLAINED", "WITNESSES", "Defect", "MutantPort", "Verdict", "hunt"]
 
 #: What may notice a mutant, in the order in which they are asked.
-WITNESSES = ("pair", "variants", "neighbours", "recorded", "counterexample", "fuzz", "sweep")
+WITNESSES = ("pair", "variants", "neighbours", "counterexample", "fuzz", "recorded", "sweep")
 SEED = 1                   # of the fuzzer
-ROUNDS = (10, 90)     # programs of the first rounds of the fuzzer; then all the rest
+ROUNDS = (10, 90)        # programs of the first rounds of the fuzzer; then all the rest
 #: What a wrong unit may end an operation in: no answer, or one that means nothing.
 NONSENSE = (RuntimeError, ValueError, LookupError)
 
@@ -132,7 +132,7 @@ class Task:
     subject : Subject
         The processor.
     witness : str
-        "rows" for pair, variants and neighbours; "recorded", "counterexample", "fuzz", "sweep";
+        "rows" for pair, variants and neighbours; "counterexample", "fuzz", "recorded", "sweep";
         "proof".
     numbers : tuple of int
         The mutants; for "rows" of one row.
@@ -333,8 +333,6 @@ def hunt(
         if mutant.kind == "check":
             rows.setdefault(mutant.row, []).append(mutant.number)
     ask("rows", rows.values())
-    if cases:
-        ask("recorded", shares(), cases=cases)
     ask("counterexample", shares("register", "information", "event"))
     first = 0
     for count in (*ROUNDS, programs):
@@ -342,6 +340,8 @@ def hunt(
         ask("fuzz", shares(), programs=range(first, last))
         first = last
         if count == ROUNDS[-1]:
+            if cases:
+                ask("recorded", shares(), cases=cases)
             ask("sweep", shares())
             ask("proof", shares())
     for number, mutant in alive.items():

@@ -19,6 +19,7 @@ from .row_cases import VMCS_POINTER, VMXON_POINTER, Search, State, Subject
 __all__ = ["counterexamples"]
 
 CASES = 2  #: tried for each bit, exit reason and start
+BITS = 4   #: that differ, tried from each end of the value
 CPUID, TRIPLE_FAULT = 10, 2  #: events that exit always; one of them is caused by an instruction
 #: Where the search starts: without an event to inject, with an NMI, with a software exception.
 STARTS = (
@@ -38,7 +39,8 @@ def counterexamples(subject: Subject, mutant: Mutant) -> Iterator[list[Operation
     search = Search(subject, CAUSE | {
         f"{GUEST_PREFIX}{name}": bits for name, bits in registers.items()})
     at_entry = mutant.kind == "register" and mutant.part == "entry"
-    for start, differ in product(STARTS, differences(capabilities, mutant)):
+    bits = [*differences(capabilities, mutant)]
+    for start, differ in product(STARTS, dict.fromkeys((*bits[:BITS], *bits[-BITS:]))):
         for reason in _reasons(mutant, differ):
             goal = differ if at_entry else _at_exit(capabilities, registers, differ, reason, mutant)
             for case, state in islice(search.reaching(goal, start), CASES):

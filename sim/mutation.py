@@ -25,7 +25,7 @@ from .verilator_build import library
 __all__ = ["EXPLAINED", "WITNESSES", "Defect", "MutantPort", "Verdict", "hunt"]
 
 #: What may notice a mutant, in the order in which they are asked.
-WITNESSES = ("pair", "variants", "neighbours", "counterexample", "fuzz", "recorded", "sweep")
+WITNESSES = ("pair", "variants", "neighbours", "fuzz", "recorded", "sweep", "counterexample")
 SEED = 1                   # of the fuzzer
 ROUNDS = (10, 90)        # programs of the first rounds of the fuzzer; then all the rest
 #: What a wrong unit may end an operation in: no answer, or one that means nothing.
@@ -132,7 +132,7 @@ class Task:
     subject : Subject
         The processor.
     witness : str
-        "rows" for pair, variants and neighbours; "counterexample", "fuzz", "recorded", "sweep";
+        "rows" for pair, variants and neighbours; "fuzz", "recorded", "sweep", "counterexample";
         "proof".
     numbers : tuple of int
         The mutants; for "rows" of one row.
@@ -333,7 +333,6 @@ def hunt(
         if mutant.kind == "check":
             rows.setdefault(mutant.row, []).append(mutant.number)
     ask("rows", rows.values())
-    ask("counterexample", shares("register", "information", "event"))
     first = 0
     for count in (*ROUNDS, programs):
         last = min(first + count, programs)
@@ -344,6 +343,7 @@ def hunt(
                 ask("recorded", shares(), cases=cases)
             ask("sweep", shares())
             ask("proof", shares())
+            ask("counterexample", shares("register", "information", "event"))
     for number, mutant in alive.items():
         reason = EXPLAINED.get(mutant.id, "")
         found[number] = Verdict(mutant, "explained" if reason else "", reason)

@@ -12,8 +12,9 @@ from vmxswitch.spec.operations import Event, Instruction
 from vmxswitch.spec.tables import EXIT_REASONS, SYMBOL_WIDTHS
 
 from .fuzz.program import Region, operations, revision
-from .mutants import Mutant, differences
+from .mutants import PROOF_CASES, Mutant, differences
 from .observation import MemoryWrite, Operation, RegisterWrites
+from .proof import Undecided, witness
 from .row_cases import VMCS_POINTER, VMXON_POINTER, Search, State, Subject
 
 __all__ = ["counterexamples"]
@@ -39,12 +40,20 @@ def counterexamples(subject: Subject, mutant: Mutant) -> Iterator[list[Operation
     search = Search(subject, CAUSE | {
         f"{GUEST_PREFIX}{name}": bits for name, bits in registers.items()})
     at_entry = mutant.kind == "register" and mutant.part == "entry"
-    bits = [*differences(capabilities, mutant)]
+    bits = [*filter(_can_be, differences(capabilities, mutant))]
     for start, differ in product(STARTS, dict.fromkeys((*bits[:BITS], *bits[-BITS:]))):
         for reason in _reasons(mutant, differ):
             goal = differ if at_entry else _at_exit(capabilities, registers, differ, reason, mutant)
             for case, state in islice(search.reaching(goal, start), CASES):
                 yield [*_program(subject, case, state, reason, symbols(goal))]
+
+
+def _can_be(differ):
+    """Whether right and wrong can differ at all in a bit, as far as one can say."""
+    try:
+        return witness(differ, PROOF_CASES) is not None
+    except Undecided:
+        return True
 
 
 def _reasons(mutant, differ):

@@ -25,8 +25,10 @@ from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, 
 
 from .proof import Undecided, witness
 
-__all__ = ["CONTROL", "KINDS", "Control", "Mutant", "MutantUnit", "differences", "equivalent",
-           "mutants"]
+__all__ = [
+    "CONTROL", "KINDS", "PROOF_CASES", "Control", "Mutant", "MutantUnit", "differences",
+    "equivalent", "mutants",
+]
 
 NUMBER_BITS = 16
 PROOF_CASES = 4000  # that a proof may take

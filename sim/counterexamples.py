@@ -4,9 +4,10 @@ What differs is an expression over fields, registers and the cause of an exit;
 :meth:`.row_cases.Search.reaching` looks for a VMCS that passes every check with it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice, product
 
+from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.expression import Binary, Const, Expression, Symbol, bind, symbols
 from vmxswitch.spec.operations import Event, Instruction
 from vmxswitch.spec.tables import EXIT_REASONS, SYMBOL_WIDTHS
@@ -17,14 +18,14 @@ from .observation import MemoryWrite, Operation, RegisterWrites
 from .proof import Undecided, witness
 from .row_cases import VMCS_POINTER, VMXON_POINTER, Search, State, Subject
 
-__all__ = ["counterexamples"]
+__all__ = ["counterexamples", "values_that_differ"]
 
 CASES = 2  #: tried for each bit, exit reason and start
 BITS = 4   #: that differ, tried from each end of the value
 CPUID, TRIPLE_FAULT = 10, 2  #: events that exit always; one of them is caused by an instruction
-#: Where the search starts: without an event to inject, with an NMI, with a software exception.
+#: Where the search starts: as a baseline is; waiting for SIPI; with an event to inject.
 STARTS = (
-    {}, {"VM_ENTRY_INTR_INFO": 0x8000_0202},
+    {}, {"GUEST_ACTIVITY_STATE": 3}, {"VM_ENTRY_INTR_INFO": 0x8000_0202},
     {"VM_ENTRY_INTR_INFO": 0x8000_0603, "VM_ENTRY_INSTRUCTION_LENGTH": 1})
 CAUSE = {
     name: SYMBOL_WIDTHS[name] for name in (
@@ -46,6 +47,15 @@ def counterexamples(subject: Subject, mutant: Mutant) -> Iterator[list[Operation
             goal = differ if at_entry else _at_exit(capabilities, registers, differ, reason, mutant)
             for case, state in islice(search.reaching(goal, start), CASES):
                 yield [*_program(subject, case, state, reason, symbols(goal))]
+
+
+def values_that_differ(capabilities: Capabilities, mutant: Mutant) -> Mapping[str, int] | None:
+    """Values of symbols with which a wrong check says something else than the right one."""
+    differ, = differences(capabilities, mutant)
+    try:
+        return witness(differ, PROOF_CASES)
+    except Undecided:
+        return None
 
 
 def _can_be(differ):

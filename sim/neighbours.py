@@ -32,7 +32,7 @@ from .proof import Undecided, witness
 from .row_cases import VMCS_POINTER, VMXON_POINTER, RowCase, RowPair, Subject
 from .solver import evaluate
 
-__all__ = ["neighbours"]
+__all__ = ["attempt_with", "neighbours"]
 
 #: A field and a value that no VM entry passes with.
 BLOCKS = (("CR3_TARGET_COUNT", 5), ("HOST_CS_SELECTOR", 0))
@@ -50,12 +50,23 @@ def neighbours(
     ``pair`` is that of the row; for a row that cannot fail alone that of another row of its stage:
     then values with which the row fails replace those of the failing VMCS. Depth 1 or 2.
     """
-    word = revision(subject.capabilities)
-    yield RegisterWrites(tuple(subject.environment.items()))
-    yield MemoryWrite(VMXON_POINTER, 4, word)
-    yield Instruction("VMXON", pointer=VMXON_POINTER)
+    yield from _begin(subject)
     for case, values in ((pair.fails, _failing(row, pair)), (pair.passes, {})):
-        yield from _around(_Place(subject, row, case, values), word, depth)
+        yield from _around(_Place(subject, row, case, values), depth)
+
+
+def attempt_with(
+    subject: Subject, row: BoundCheck, pair: RowPair, values: Mapping[str, int],
+) -> Iterator[Operation]:
+    """The program that only tries the failing VMCS of a pair, with some values in it replaced."""
+    yield from _begin(subject)
+    yield from _around(_Place(subject, row, pair.fails, values), 0)
+
+
+def _begin(subject):
+    yield RegisterWrites(tuple(subject.environment.items()))
+    yield MemoryWrite(VMXON_POINTER, 4, revision(subject.capabilities))
+    yield Instruction("VMXON", pointer=VMXON_POINTER)
 
 
 def _failing(row, pair) -> Mapping[str, int]:
@@ -85,6 +96,8 @@ class _Place:
                 self.fields[symbol] = value
             elif place := self.word(symbol):
                 self.words[place[0]] = place[1], value
+            elif symbol.removeprefix("LIVE_") in self.environment:
+                self.environment[symbol.removeprefix("LIVE_")] = value
 
     def word(self, symbol) -> tuple[int, int] | None:
         """Address and size in bytes of a symbol that is a word of memory."""
@@ -101,12 +114,13 @@ class _Place:
         return None
 
 
-def _around(place, word, depth):
+def _around(place, depth):
     """The VMCS as it is, and its neighbours."""
     yield Instruction("VMCLEAR", pointer=VMCS_POINTER)
     baseline = place.subject.baselines[place.case.baseline]
     changes = tuple((field, value) for field, value in place.fields.items()
                     if value != baseline[field])
+    word = revision(place.subject.capabilities)
     yield from operations(
         Region(VMCS_POINTER, word, 0, place.case.baseline, changes), place.subject)
     for address, (size, value) in place.words.items():
@@ -114,6 +128,8 @@ def _around(place, word, depth):
     yield RegisterWrites(tuple(place.environment.items()))
     yield Instruction("VMPTRLD", pointer=VMCS_POINTER)
     yield from _attempt(place)
+    if depth == 0:
+        return
     inputs = {symbol: there for symbol in place.reads if (there := _input(place, symbol))}
     values = {symbol: now for symbol, (now, _, _) in inputs.items()}
     for symbol, (now, bits, put) in inputs.items():

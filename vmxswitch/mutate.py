@@ -27,7 +27,7 @@ CASES = ("instructions.jsonl.gz", "entries.jsonl.gz", "exits.jsonl.gz")
 
 
 def run(arguments):
-    """Shows the mutants to the witnesses; 0 if each was noticed or does what the unit does."""
+    """Shows the mutants to the witnesses; 0 if each was noticed, proved equal or explained."""
     checkout.require("mutate")
     subject = subject_of(arguments.config)
     all_mutants = mutants(subject.capabilities)
@@ -119,7 +119,7 @@ def _report(verdicts, subject, arguments, seconds):
         columns = {by or "survived": counts[kind, by] for by in (*WITNESSES, *NO_SCORE, "")}
         print(f"kind={kind} mutants={sum(columns.values())} "
               + " ".join(f"{name}={count}" for name, count in columns.items()))
-    for title, by in (("Equivalent, by proof:", "proof"), ("Equivalent, explained:", "explained"),
+    for title, by in (("Equivalent, by proof:", "proof"), ("Explained:", "explained"),
                       ("Not noticed by anyone:", "")):
         _list(title, [verdict for verdict in verdicts if verdict.by == by])
     _list("Noticed, against their explanation:", contradicted)

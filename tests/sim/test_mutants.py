@@ -2,7 +2,9 @@
 """Mutants of the unit: what they are, which witness notices them, what proofs say."""
 
 import pickle
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 from amaranth.hdl import Fragment
@@ -177,6 +179,12 @@ def test_an_explained_mutant_that_is_noticed_contradicts_its_explanation(monkeyp
     monkeypatch.setattr(mutation, "EXPLAINED", {"CR0-entry-keeps": "why"})
     verdict, = hunt(subject(), named("CR0-entry-keeps"))
     assert verdict.by in WITNESSES and verdict.contradicted
+
+
+def test_the_page_explains_the_same_mutants():
+    page = (Path(__file__).parents[2] / "docs" / "mutation.md").read_text()
+    table = page.partition("Explained:")[2].partition("## ")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == EXPLAINED.keys()
 
 
 def test_explanations_are_of_mutants_that_there_are_and_nobody_notices():

@@ -71,6 +71,8 @@ def lower(expression: ir.Expression, signals: Mapping[str, Value]) -> Value:
                 return Mux(compile(condition), compile(yes), compile(no))
             case ir.Extend(width, value):
                 return _exactly(compile(value), width)
+            case Value():  # an input that is no symbol: see vmxswitch.sim.mutants
+                return node
         raise TypeError(f"{node!r} is not a bound expression")
     return compile(expression)
 

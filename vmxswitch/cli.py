@@ -225,6 +225,28 @@ def add_bench(name, verbs):
     verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
+def add_mutate(name, verbs):
+    verb = verbs.add_parser(
+        name, help="make the hardware wrong in one place and see whether the tests notice",
+        description="Builds the unit with all its mutants, chosen by an input, and shows each to\n"
+                    "the row tests, the recorded cases of the processor and the fuzzer, until one\n"
+                    "of them notices it. The exit status is 0 only if every mutant is noticed,\n"
+                    "proved to do what the unit does, or explained.",
+        epilog="""examples:
+  vmxswitch mutate --config compact
+  vmxswitch mutate --config tests/cases/profiles/skylake_x_32.json --json
+  vmxswitch mutate --list""")
+    verb.add_argument("--config", metavar="NAME", default="full",
+                      help="processor: full, compact, or the file of a profile "
+                           "(default: %(default)s)")
+    verb.add_argument("--programs", metavar="N", type=natural, default=600,
+                      help="programs of the fuzzer for each mutant (default: %(default)s)")
+    verb.add_argument("--jobs", metavar="N", type=positive, default=os.cpu_count() or 1,
+                      help="processes to use (default: one per processor, here %(default)s)")
+    verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    verb.add_argument("--list", action="store_true", help="print the mutants and stop")
+
+
 def add_test(name, verbs):
     verbs.add_parser(
         name, help="run the tests of the checkout",
@@ -240,7 +262,7 @@ def add_test(name, verbs):
 #: Every verb and the function that adds its arguments.
 VERBS = {
     "switch": add_switch, "audit": add_audit, "explain": add_explain, "replay": add_replay,
-    "fuzz": add_fuzz, "bench": add_bench, "test": add_test,
+    "fuzz": add_fuzz, "mutate": add_mutate, "bench": add_bench, "test": add_test,
 }
 
 

@@ -10,12 +10,12 @@ from itertools import islice, product
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.expression import Binary, Const, Expression, Symbol, bind, symbols
 from vmxswitch.spec.operations import Event, Instruction
+from vmxswitch.spec.proof import Undecided, witness
 from vmxswitch.spec.tables import EXIT_REASONS, SYMBOL_WIDTHS
 
 from .fuzz.program import Region, operations, revision
 from .mutants import PROOF_CASES, Mutant, differences
 from .observation import MemoryWrite, Operation, RegisterWrites
-from .proof import Undecided, witness
 from .row_cases import VMCS_POINTER, VMXON_POINTER, Search, State, Subject
 
 __all__ = ["counterexamples", "values_that_differ"]

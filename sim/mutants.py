@@ -21,9 +21,8 @@ from vmxswitch.hdl.interface import INSTRUCTION_ROWS
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec import expression as ir
 from vmxswitch.spec.capabilities import BoundCheck, Capabilities
+from vmxswitch.spec.proof import Undecided, witness
 from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, STAGES, expression
-
-from .proof import Undecided, witness
 
 __all__ = [
     "CONTROL", "KINDS", "PROOF_CASES", "Control", "Mutant", "MutantUnit", "differences",

@@ -24,11 +24,11 @@ from vmxswitch.spec.expression import (
     symbols,
 )
 from vmxswitch.spec.operations import Instruction
+from vmxswitch.spec.proof import Undecided, witness
 from vmxswitch.spec.tables import SYMBOL_WIDTHS
 
 from .fuzz.program import Region, is_64_bit, operations, revision, vmwrites
 from .observation import MemoryWrite, Operation, RegisterWrites
-from .proof import Undecided, witness
 from .row_cases import VMCS_POINTER, VMXON_POINTER, RowCase, RowPair, Subject
 from .solver import evaluate
 

@@ -1,12 +1,19 @@
 """Second compiler of the expression language: bound expressions to Amaranth values."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from amaranth import Cat, Const, Mux, Value
 
 from vmxswitch.spec import expression as ir
 
-__all__ = ["lower"]
+__all__ = ["Input", "lower"]
+
+
+@dataclass(frozen=True, eq=False)
+class Input(ir.Expression):
+    """A signal as an operand, which no symbol names; see :mod:`vmxswitch.sim.mutants`."""
+    signal: Value
 
 
 def lower(expression: ir.Expression, signals: Mapping[str, Value]) -> Value:
@@ -71,8 +78,8 @@ def lower(expression: ir.Expression, signals: Mapping[str, Value]) -> Value:
                 return Mux(compile(condition), compile(yes), compile(no))
             case ir.Extend(width, value):
                 return _exactly(compile(value), width)
-            case Value():  # an input that is no symbol: see vmxswitch.sim.mutants
-                return node
+            case Input(_, signal):
+                return signal
         raise TypeError(f"{node!r} is not a bound expression")
     return compile(expression)
 

@@ -17,6 +17,7 @@ from amaranth.hdl import Fragment
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Signature
 
+from vmxswitch.hdl.expression import Input
 from vmxswitch.hdl.interface import INSTRUCTION_ROWS
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec import expression as ir
@@ -100,7 +101,7 @@ class _Site:
         for number, words in enumerate(changes):
             yield f"off{number + 1}", words, _walk(self.right, _Nth(number))
 
-    def combined(self, choose: Callable[[], Value]) -> ir.Expression:
+    def combined(self, choose: Callable[[], Input]) -> ir.Expression:
         """The expression with all variants in it; ``choose`` gives the condition of the next."""
         wholes = [(choose(), wrong) for _, _, wrong in self.whole if wrong != self.right]
         result = _walk(self.right, lambda words, right, wrong: ir.Mux(
@@ -650,7 +651,8 @@ class MutantUnit(wiring.Component):
         self._plan = _plan(capabilities)
         mutant = Signal(NUMBER_BITS, name="mutant")
         self._conditions = (mutant == found.number for found in self._plan.mutants)
-        rows = {id(site.key): site.combined(self._choose) for site in self._plan.sites}
+        rows = {id(site.key): site.combined(lambda: Input(1, self._choose()))
+                for site in self._plan.sites}
         self._unit = VmxUnit(_Mutated(capabilities, rows))
         ports = self._unit.signature.members
         super().__init__(Signature({**ports, "mutant": In(NUMBER_BITS)}))

@@ -400,6 +400,8 @@ def bind(expression: Expression, known: Mapping[str, int | Expression]) -> Expre
         case Bound(_, rule, value):
             return bind(_address_rule(rule, value, known[ADDRESS_RULES[rule]]), known)
     children = _children(expression)
+    if not children:  # an input that is no symbol
+        return expression
     parts = {name: bind(child, known) for name, child in children.items()}
     if any(part is not children[name] for name, part in parts.items()):
         expression = replace(expression, **parts)

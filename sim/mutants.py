@@ -29,7 +29,10 @@ from vmxswitch.spec.operations import Mode
 from vmxswitch.spec.proof import Undecided, witness
 from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, STAGES, expression
 
-__all__ = ["CONTROL", "KINDS", "Control", "Mutant", "MutantUnit", "equivalent", "mutants"]
+__all__ = [
+    "CONTROL", "KINDS", "PROOF_CASES", "Control", "Mutant", "MutantUnit", "differences",
+    "equivalent", "mutants",
+]
 
 NUMBER_BITS = 16
 PROOF_CASES = 4000  # that a proof may take
@@ -37,7 +40,6 @@ PROOF_CASES = 4000  # that a proof may take
 KINDS = ("check", "register", "information", "event", "instruction", "outcome", "control")
 ZERO, ONE = ir.Const(1, 0), ir.Const(1, 1)
 FAILURE_STAGES = ("control", "host")  # passed by a VM entry that ends in an entry failure, too
-GUEST_WRITES = {"EPT_POINTER", "EPTP_INDEX"}  # fields that VMFUNC changes after the checks
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Mutant:
         One of :data:`KINDS`.
     row : str
         Id of the table row, or component of the control logic.
+    part : str
+        Column of the row, if it has several that can be wrong; else "".
     words : str
         What is wrong.
     """
@@ -60,6 +64,7 @@ class Mutant:
     id: str
     kind: str
     row: str
+    part: str
     words: str
 
 
@@ -100,7 +105,7 @@ class _Site:
         for number, words in enumerate(changes):
             yield f"off{number + 1}", words, _walk(self.right, _Nth(number))
 
-    def combined(self, choose: Callable[[], Value]) -> ir.Expression:
+    def combined(self, choose: Callable[[], Input]) -> ir.Expression:
         """The expression with all variants in it; ``choose`` gives the condition of the next."""
         wholes = [(choose(), wrong) for _, _, wrong in self.whole if wrong != self.right]
         result = _walk(self.right, lambda words, right, wrong: ir.Mux(
@@ -209,12 +214,11 @@ def _register_sites(capabilities):
         yield _Site("register", name, "entry", row.entry, entry, (
             old, ("host", "an entry loads what an exit would load", leave)), passed=STAGES)
         yield _Site("register", name, "exit", row.exit, leave, (
-            old, ("guest", "an exit loads what an entry would load", entry)), passed=FAILURE_STAGES)
+            old, ("guest", "an exit loads what an entry would load", entry)), passed=("host",))
         if row.field in capabilities.fields:
             bits = capabilities.bits(capabilities.fields[row.field])
             yield _Site("register", name, "save", row.save, bound(row.save, bits), (
-                ("keeps", f"an exit does not change {row.field}", ir.Symbol(bits, row.field)),),
-                passed=STAGES)
+                ("keeps", f"an exit does not change {row.field}", ir.Symbol(bits, row.field)),))
 
 
 def _information_sites(capabilities):
@@ -577,20 +581,21 @@ class _Plan:
 def _plan(capabilities: Capabilities) -> _Plan:
     found, variants = [], {}
 
-    def add(id, kind, row, words):
-        found.append(Mutant(len(found) + 1, id, kind, row, words))
+    def add(id, kind, row, part, words):
+        found.append(Mutant(len(found) + 1, id, kind, row, part, words))
 
     sites = tuple(_sites(capabilities))
     for site in sites:
         for name, words, variant in site.variants():
-            add("-".join(filter(None, (site.row, site.part, name))), site.kind, site.row, words)
+            add("-".join(filter(None, (site.row, site.part, name))), site.kind, site.row, site.part,
+                words)
             variants[len(found)] = site, variant
     outcomes = tuple(_outcomes(capabilities))
     for row, part in outcomes:
-        add(f"{row}-{part}", "outcome", row, OUTCOME[part][1])
+        add(f"{row}-{part}", "outcome", row, part, OUTCOME[part][1])
     controls = tuple(control for control in CONTROL if control.has_work(capabilities))
     for control in controls:
-        add(control.id, "control", control.component or "unit", control.words)
+        add(control.id, "control", control.component or "unit", "", control.words)
     assert len(found) < 1 << NUMBER_BITS
     return _Plan(tuple(found), sites, outcomes, controls, variants)
 
@@ -604,12 +609,9 @@ def equivalent(capabilities: Capabilities, mutant: Mutant) -> bool:
     """Whether it is proved that a mutant does what the unit does. Wrong control logic never is."""
     if mutant.number not in _plan(capabilities).variants:
         return False
-    site, variant = _plan(capabilities).variants[mutant.number]
-    right, wrong = site.seen(site.right), site.seen(variant)
+    site, _ = _plan(capabilities).variants[mutant.number]
     try:
-        for bit in range(right.width):
-            differ = ir.Binary(1, "^", *(
-                ir.bind(ir.Slice(1, value, bit), {}) for value in (right, wrong)))
+        for differ in differences(capabilities, mutant):
             for fact in _facts(capabilities, site, ir.symbols(differ)):
                 differ = ir.Binary(1, "&", differ, fact)
             if witness(differ, PROOF_CASES) is not None:
@@ -617,6 +619,17 @@ def equivalent(capabilities: Capabilities, mutant: Mutant) -> bool:
     except Undecided:
         return False
     return True
+
+
+def differences(capabilities: Capabilities, mutant: Mutant) -> Iterator[ir.Expression]:
+    """For each bit that comes of a wrong row whether it is wrong."""
+    site, variant = _plan(capabilities).variants[mutant.number]
+    right, wrong = site.seen(site.right), site.seen(variant)
+    for bit in range(right.width):
+        differ = ir.Binary(1, "^", *(
+            ir.bind(ir.Slice(1, value, bit), {}) for value in (right, wrong)))
+        if differ.left != differ.right:
+            yield differ
 
 
 def _facts(capabilities, site, names) -> Iterator[ir.Expression]:
@@ -630,8 +643,7 @@ def _facts(capabilities, site, names) -> Iterator[ir.Expression]:
         yield ir.Member(1, ir.Symbol(16, "EXIT_REASON"), tuple(sorted(reasons)))
     for row in capabilities.checks.values():
         reads = ir.symbols(row.fails)
-        constant = capabilities.fields.keys() - GUEST_WRITES
-        if row.stage in site.passed and reads <= constant and reads & names:
+        if row.stage in site.passed and reads <= capabilities.fields.keys() and reads & names:
             yield ir.Invert(1, row.fails)
 
 

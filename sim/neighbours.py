@@ -2,16 +2,15 @@
 
 The pairs of :mod:`.row_cases` show that a row fails where it must. These programs also show where
 it applies: from both sides of the pair every bit that the row could read is inverted in turn, every
-narrow bit field gets all its values, and what is compared with a number gets that number and the
-ones beside it, and sums come to where they overflow; at depth 2 two of these at a time. Words in
-memory go with the pointers to them. The answer names *all* rows that fail then.
-Another failing row keeps the attempts from entering the guest, but for rows about the MSR-load
-list, which only an entry that passes all others reads.
+narrow bit field gets all its values, what is compared with a number gets that number and the ones
+beside it, and each symbol the values between which the row changes; at depth 2 two of these at a
+time. The answer names *all* rows that fail then. Another failing row keeps the attempts from
+entering the guest, but for rows about the MSR-load list, which only an entry that passes all others
+reads.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from itertools import islice
 
 from vmxswitch.spec.capabilities import BoundCheck
 from vmxswitch.spec.expression import (
@@ -31,9 +30,9 @@ from vmxswitch.spec.tables import SYMBOL_WIDTHS
 from .fuzz.program import Region, is_64_bit, operations, revision, vmwrites
 from .observation import MemoryWrite, Operation, RegisterWrites
 from .row_cases import VMCS_POINTER, VMXON_POINTER, RowCase, RowPair, Subject
-from .solver import Solver
+from .solver import evaluate
 
-__all__ = ["flips", "near", "neighbours", "suggested"]
+__all__ = ["attempt_with", "neighbours"]
 
 #: A field and a value that no VM entry passes with.
 BLOCKS = (("CR3_TARGET_COUNT", 5), ("HOST_CS_SELECTOR", 0))
@@ -41,7 +40,6 @@ LIST_STAGE, LIST_ENTRY_BYTES = "msr-load", 16
 LIST_WORDS = {"LIST_INDEX": (0, 4), "LIST_RESERVED": (4, 4), "LIST_DATA": (8, 8)}
 VTPR_OFFSET = 0x80
 NARROW, NARROW_OF_TWO = 8, 4  #: bits of a field that gets all its values, alone and beside another
-BOUND_SOLUTIONS = 4  #: ways to one bound
 
 
 def neighbours(
@@ -52,14 +50,23 @@ def neighbours(
     ``pair`` is that of the row; for a row that cannot fail alone that of another row of its stage:
     then values with which the row fails replace those of the failing VMCS. Depth 1 or 2.
     """
-    word = revision(subject.capabilities)
+    yield from _begin(subject)
+    for case, values in ((pair.fails, _failing(row, pair)), (pair.passes, {})):
+        yield from _around(_Place(subject, row, case, values), depth)
+
+
+def attempt_with(
+    subject: Subject, row: BoundCheck, pair: RowPair, values: Mapping[str, int],
+) -> Iterator[Operation]:
+    """The program that only tries the failing VMCS of a pair, with some values in it replaced."""
+    yield from _begin(subject)
+    yield from _around(_Place(subject, row, pair.fails, values), 0)
+
+
+def _begin(subject):
     yield RegisterWrites(tuple(subject.environment.items()))
-    yield MemoryWrite(VMXON_POINTER, 4, word)
+    yield MemoryWrite(VMXON_POINTER, 4, revision(subject.capabilities))
     yield Instruction("VMXON", pointer=VMXON_POINTER)
-    pointers = (VMCS_POINTER, 0) if "CURRENT_VMCS" in symbols(row.fails) else (VMCS_POINTER,)
-    for pointer in pointers:
-        for case, values in ((pair.fails, _failing(row, pair)), (pair.passes, {})):
-            yield from _around(_Place(subject, row, case, values, pointer), word, depth)
 
 
 def _failing(row, pair) -> Mapping[str, int]:
@@ -75,8 +82,8 @@ def _failing(row, pair) -> Mapping[str, int]:
 class _Place:
     """A VMCS with its surroundings, and where the symbols that a row reads are in it."""
 
-    def __init__(self, subject: Subject, row: BoundCheck, case: RowCase, values, pointer: int):
-        self.subject, self.row, self.case, self.pointer = subject, row, case, pointer
+    def __init__(self, subject: Subject, row: BoundCheck, case: RowCase, values):
+        self.subject, self.row, self.case = subject, row, case
         self.environment = {**subject.environment, **dict(case.registers)}
         self.fields = {**subject.baselines[case.baseline], **dict(case.writes)}
         self.reads = sorted(symbols(row.fails))
@@ -89,66 +96,57 @@ class _Place:
                 self.fields[symbol] = value
             elif place := self.word(symbol):
                 self.words[place[0]] = place[1], value
+            elif symbol.removeprefix("LIVE_") in self.environment:
+                self.environment[symbol.removeprefix("LIVE_")] = value
 
-    def word(self, symbol, fields=None) -> tuple[int, int] | None:
+    def word(self, symbol) -> tuple[int, int] | None:
         """Address and size in bytes of a symbol that is a word of memory."""
-        fields = fields or self.fields
         if symbol in LIST_WORDS:
             offset, size = LIST_WORDS[symbol]
-            last = fields["VM_ENTRY_MSR_LOAD_COUNT"] - 1
-            return fields["VM_ENTRY_MSR_LOAD_ADDR"] + LIST_ENTRY_BYTES * last + offset, size
+            last = self.fields["VM_ENTRY_MSR_LOAD_COUNT"] - 1
+            return self.fields["VM_ENTRY_MSR_LOAD_ADDR"] + LIST_ENTRY_BYTES * last + offset, size
         if symbol.startswith("PDPTE"):
-            return (fields["GUEST_CR3"] & 0xFFFFFFE0) + 8 * int(symbol[-1]), 8
+            return (self.fields["GUEST_CR3"] & 0xFFFFFFE0) + 8 * int(symbol[-1]), 8
         if symbol == "LINK_WORD":
-            return fields["VMCS_LINK_POINTER"], 4
+            return self.fields["VMCS_LINK_POINTER"], 4
         if symbol == "VTPR":
-            return fields["VIRTUAL_APIC_ADDR"] + VTPR_OFFSET, 4
+            return self.fields["VIRTUAL_APIC_ADDR"] + VTPR_OFFSET, 4
         return None
 
-    def moved(self, field, value) -> Iterator[MemoryWrite]:
-        """The words that the row reads where a field says with another value."""
-        fields = self.fields | {field: value}
-        for symbol in self.reads:
-            there, now = self.word(symbol, fields), self.word(symbol)
-            if there and there != now:
-                address, size = there
-                if address % size == 0 and not VMXON_POINTER <= address < VMCS_POINTER + 4096:
-                    yield MemoryWrite(address, size, _at(self.words, *now))
 
-
-def _around(place, word, depth):
+def _around(place, depth):
     """The VMCS as it is, and its neighbours."""
-    row = place.row
-    yield Instruction("VMCLEAR", pointer=place.pointer)
+    yield Instruction("VMCLEAR", pointer=VMCS_POINTER)
     baseline = place.subject.baselines[place.case.baseline]
     changes = tuple((field, value) for field, value in place.fields.items()
                     if value != baseline[field])
+    word = revision(place.subject.capabilities)
     yield from operations(
-        Region(place.pointer, word, 0, place.case.baseline, changes), place.subject)
+        Region(VMCS_POINTER, word, 0, place.case.baseline, changes), place.subject)
     for address, (size, value) in place.words.items():
         yield MemoryWrite(address, size, value)
     yield RegisterWrites(tuple(place.environment.items()))
-    yield Instruction("VMPTRLD", pointer=place.pointer)
+    yield Instruction("VMPTRLD", pointer=VMCS_POINTER)
     yield from _attempt(place)
+    if depth == 0:
+        return
     inputs = {symbol: there for symbol in place.reads if (there := _input(place, symbol))}
+    values = {symbol: now for symbol, (now, _, _) in inputs.items()}
     for symbol, (now, bits, put) in inputs.items():
-        for value in near([row.fails], symbol, now, bits, NARROW):
+        bounds = _bounds(place.row, values, symbol, bits) if {*values} >= {*place.reads} else ()
+        for value in dict.fromkeys((
+                *_flips(now, bits), *_values(place.row, symbol, now, NARROW), *bounds)):
             yield from put(value)
             yield from _attempt(place)
             yield from put(now)
-    for changes in _at_bounds(row.fails, inputs):
-        for symbol, value in changes.items():
-            yield from inputs[symbol][2](value)
-        yield from _attempt(place)
-        for symbol in changes:
-            yield from inputs[symbol][2](inputs[symbol][0])
     if depth > 1 and place.row.stage != LIST_STAGE:
         for first, (now, _, put) in inputs.items():
-            for value in dict.fromkeys(suggested(row.fails, first, now, NARROW_OF_TWO)):
+            for value in dict.fromkeys(_values(place.row, first, now, NARROW_OF_TWO)):
                 yield from put(value)
                 for second, (other, bits, put_other) in inputs.items():
                     start = value if second == first else other
-                    for changed in near([row.fails], second, start, bits, NARROW):
+                    for changed in dict.fromkeys(
+                            (*_flips(start, bits), *_values(place.row, second, start, NARROW))):
                         yield from put_other(changed)
                         yield from _attempt(place)
                     yield from put_other(start)
@@ -163,51 +161,31 @@ def _attempt(place):
         yield RegisterWrites(tuple(place.environment.items()))
 
 
-def flips(now: int, bits: int) -> Iterator[int]:
+def _flips(now, bits) -> Iterator[int]:
     """The number with each of its bits inverted."""
     return (now ^ 1 << bit for bit in range(bits))
 
 
-def suggested(node: Expression, symbol: str, now: int, narrow: int) -> Iterator[int]:
-    """Values of a symbol that an expression suggests, other bits as they are.
-
-    A bit field of at most ``narrow`` bits gets all its values.
-    """
-    for low, width, numbers in _fields(node, symbol):
+def _values(row, symbol, now, narrow) -> Iterator[int]:
+    """Values of a symbol that the expression of a row suggests, other bits as they are."""
+    for low, width, numbers in _fields(row.fails, symbol):
         mask = (1 << width) - 1
         chosen = range(1 << width) if width <= narrow else numbers
         yield from (now & ~(mask << low) | (number & mask) << low for number in chosen)
 
 
-def near(
-    nodes: Iterable[Expression], symbol: str, now: int, bits: int, narrow: int,
-) -> Iterator[int]:
-    """A symbol's value with each bit inverted, and the values that expressions suggest."""
-    values = (*flips(now, bits), *(
-        value for node in nodes for value in suggested(node, symbol, now, narrow)))
-    return iter(dict.fromkeys(value & (1 << bits) - 1 for value in values))
+def _bounds(row, values, symbol, bits) -> Iterator[int]:
+    """Two neighbouring values of a symbol between which the row changes, below and above."""
+    def fails(value):
+        return evaluate(row.fails, {**values, symbol: value})
 
-
-def _at_bounds(node, inputs) -> Iterator[Mapping[str, int]]:
-    """Values of symbols that bring each sum or product in an expression to where it overflows."""
-    values = {symbol: now for symbol, (now, _, _) in inputs.items()}
-    solver = Solver(lambda symbol, value: (
-        value if symbol in inputs and value < 1 << inputs[symbol][1] else None))
-    for result, low in _cut(node):
-        if symbols(result) <= values.keys():
-            for bound in ((1 << low) - 1, 1 << low):
-                wanted = Binary(1, "==", result, Const(result.width, bound))
-                yield from islice(solver.solve(wanted, 1, values), BOUND_SOLUTIONS)
-
-
-def _cut(node) -> Iterator[tuple[Expression, int]]:
-    """Sums and products in an expression of which it reads the bits from the given one on."""
-    match node:
-        case Slice(_, Binary(_, "+" | "-" | "*", _, _) as result, low):
-            yield result, low
-    for part in fields(node):
-        if isinstance(child := getattr(node, part.name), Expression):
-            yield from _cut(child)
+    for end in (0, (1 << bits) - 1):
+        low, high = sorted((values[symbol], end))
+        if fails(low) != fails(high):
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if fails(middle) == fails(low) else (low, middle)
+            yield from (low, high)
 
 
 def _fields(node: Expression, symbol: str) -> Iterator[tuple[int, int, list[int]]]:
@@ -249,8 +227,7 @@ def _input(place, symbol) -> tuple[int, int, Put] | None:
         halves = not is_64_bit(place.environment)
         bits = capabilities.bits(capabilities.fields[symbol])
         return place.fields[symbol], bits, lambda value: [
-            *vmwrites(symbol, value & (1 << bits) - 1, halves=halves),
-            *place.moved(symbol, value & (1 << bits) - 1)]
+            *vmwrites(symbol, value & (1 << bits) - 1, halves=halves)]
     if register != symbol and register in place.environment:
         bits = capabilities.bits(capabilities.registers[register])
         return place.environment[register], bits, lambda value: [

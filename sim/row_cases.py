@@ -357,6 +357,7 @@ LONGEST_LIST = 4                    # entries of an MSR-load list
 State = dict[str, int]  # value of every symbol that a check reads, and of every field
 
 
+GOAL = ""               # stands for the id of a row, in :meth:`Search.reaching`
 NEVER = Const(1, 0)     # condition of a row that says that something must not come about
 
 
@@ -417,10 +418,13 @@ class Search:
     Parameters
     ----------
     subject : Subject
+    free : mapping of str to int
+        Width by name of symbols that no check reads, for :meth:`reaching`. They may have any value.
     """
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: Subject, free: Mapping[str, int] | None = None):
         self._subject = subject
+        self._free = free or {}
         rows = _rows(subject.capabilities)
         self._expressions, self._applies, self._functions = rows.fails, rows.applies, rows.functions
         self._readers, self._listed, self._order = rows.readers, rows.listed, rows.order
@@ -439,7 +443,7 @@ class Search:
         state |= {"LINK_WORD": revision, "LIST_INDEX": HARMLESS_MSR}
         state |= {f"LIVE_{name}": value for name, value in subject.environment.items()}
         state |= {"CURRENT_VMCS": VMCS_POINTER, "VMXON_POINTER": VMXON_POINTER}
-        return state | subject.baselines[baseline]
+        return state | dict.fromkeys(self._free, 0) | subject.baselines[baseline]
 
     def failing(self, state: State) -> tuple[str, ...]:
         """Ids of the failing rows, in table order: of the list only if no other fails."""
@@ -464,7 +468,9 @@ class Search:
         capabilities = self._subject.capabilities
         if symbol in capabilities.fields:
             bits = capabilities.bits(capabilities.fields[symbol])
-        elif symbol == "LIVE_RTIT_CTL" or SYMBOLS[symbol].source == "memory":
+        elif symbol in self._free:
+            bits = self._free[symbol]
+        elif symbol == "LIVE_RTIT_CTL" or symbol in SYMBOLS and SYMBOLS[symbol].source == "memory":
             bits = SYMBOL_WIDTHS[symbol]
         else:
             return None
@@ -591,6 +597,27 @@ class Search:
             if other in self._expressions:
                 alone = Binary(1, "&", alone, Invert(1, self._expressions[other]))
         return witness(alone) is None
+
+    def reaching(
+        self, expression: Expression, changes: Mapping[str, int],
+    ) -> Iterator[tuple[RowCase, State]]:
+        """Cases that pass every check, in a state in which a one-bit expression is 1.
+
+        The search starts from the baselines with ``changes``.
+        """
+        goal = Search(self._subject, self._free)
+        node = _replaced(expression, _meanings(self._subject.capabilities))
+        goal._expressions = {**self._expressions, GOAL: node}
+        goal._functions = {**self._functions, GOAL: to_function(node)}
+        goal._readers = {**self._readers} | {
+            symbol: [*self._readers.get(symbol, ()), GOAL] for symbol in symbols(node)}
+        goal._order = {**self._order, GOAL: -1}
+        for depth, states in PHASES:
+            for baseline, start in self._starts.items():
+                for state in goal._alone(GOAL, start | changes, depth, states):
+                    case = goal._case(GOAL, baseline, state, ())
+                    if case is not None:
+                        yield case, state
 
     # -- cases --
 

@@ -6,63 +6,73 @@ import pytest
 
 from vmxswitch import cli, mutate
 from vmxswitch.sim import mutation
-
-SAMPLE = ("C07-never", "G75-off1", "launched-kept", "VM_ENTRY_CTLS-value-off1", "commit-late")
+from vmxswitch.sim.mutants import mutants
+from vmxswitch.spec.capabilities import PRESETS
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """A function that runs the verb on some mutants of `compact`; status, stdout, stderr."""
-    monkeypatch.setattr(mutation, "_kept", {})
-
-    def run(*arguments, only=SAMPLE):
-        everything = mutate.mutants
-        monkeypatch.setattr(mutate, "mutants", lambda capabilities: [
-            mutant for mutant in everything(capabilities) if mutant.id in only])
+def run(capsys):
+    """A function that runs the verb on ``compact``; returns status, stdout and stderr."""
+    def run(*arguments):
         status = cli.main(["mutate", "--config", "compact", "--jobs", "1", *arguments])
         return status, *capsys.readouterr()
     return run
 
 
-def test_the_list(run):
-    status, out, err = run("--list", only=("C07-never", "mode-exit"))
+@pytest.fixture
+def only(monkeypatch):
+    """A function that leaves some mutants only, by id."""
+    def only(*ids):
+        monkeypatch.setattr(mutate, "mutants", lambda capabilities: [
+            mutant for mutant in mutants(capabilities) if mutant.id in ids])
+    return only
+
+
+def test_list_names_every_mutant(run):
+    status, out, err = run("--list")
     assert (status, err) == (0, "")
-    assert [line.split()[:2] for line in out.splitlines()] == [
-        ["C07-never", "check"], ["mode-exit", "control"]]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        mutant.id for mutant in mutants(PRESETS["compact"])]
 
 
-def test_all_noticed(run):
-    status, out, _ = run("--programs", "10", only=SAMPLE[:4])
+def test_mutants_that_are_noticed_or_proved(run, only):
+    only("C07-never", "CR0-exit-keeps", "VM_ENTRY_CTLS-value-off1")
+    status, out, _ = run("--programs", "0")
     assert status == 0
-    last = out.splitlines()[-1]
-    assert last.startswith(
-        "config=compact seed=1 programs=10 mutants=4 equivalent=1 explained=0 scored=3 killed=3 "
-        "survived=0 score=1.0 seconds=")
-    assert "  VM_ENTRY_CTLS-value-off1 " in out and "Not noticed" not in out
+    assert "kind=check mutants=1 pair=1 " in out
+    assert "  VM_ENTRY_CTLS-value-off1 " in out
+    counts = dict(word.split("=") for word in out.splitlines()[-1].split())
+    assert (counts["mutants"], counts["equivalent"], counts["killed"], counts["score"]) == (
+        "3", "1", "2", "1.0")
 
 
-def test_a_survivor_is_named_and_the_status_is_1(run, monkeypatch):
-    monkeypatch.setattr(mutation, "_sweeps", lambda mutant, subject, worker: ())
-    status, out, _ = run("--programs", "0", "--json", only=("commit-late",))
-    assert status == 1
+def test_a_survivor_in_json(run, only, monkeypatch):
+    monkeypatch.setattr(mutation, "SWEEPS", {})
+    only("C07-never", "commit-late")
+    status, out, _ = run("--programs", "0", "--json")
     result = json.loads(out)
-    assert (result["killed"], result["survived"], result["score"]) == (0, 1, 0.0)
-    assert [(row["id"], row["by"]) for row in result["table"]] == [("commit-late", "")]
-
-
-def test_a_unit_that_is_wrong_without_a_mutant(run, monkeypatch):
-    monkeypatch.setattr(mutation, "_notices", lambda pair, subject, port, number: True)
-    status, out, _ = run(only=("C07-never",))
     assert status == 1
-    assert out == ("Not a mutant's fault: the unit does not do what the witness 'pair' of C07 "
-                   "wants\n")
+    assert (result["survived"], result["score"]) == (1, 0.5)
+    assert {row["id"]: row["by"] for row in result["table"]} == {
+        "C07-never": "pair", "commit-late": ""}
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--config", "big"], "no configuration 'big'"),
-    (["--programs", "-1"], "'-1' is not a number from 0"),
-    (["--jobs", "0"], "'0' is not a number from 1"),
-])
-def test_bad_arguments(capsys, arguments, message):
-    assert cli.main(["mutate", *arguments]) == 2
-    assert message in capsys.readouterr().err
+def test_an_explanation_that_does_not_hold(run, only, monkeypatch):
+    monkeypatch.setattr(mutation, "EXPLAINED", {"CR0-exit-keeps": "why"})
+    only("CR0-exit-keeps")
+    status, out, _ = run("--programs", "0")
+    assert status == 1
+    assert "Noticed, against their explanation:\n  CR0-exit-keeps " in out
+
+
+def test_a_defect_of_the_unit_itself(run, only, monkeypatch):
+    monkeypatch.setattr(mutation, "_notices", lambda pair, subject, port, number: True)
+    only("C07-never")
+    status, out, _ = run("--programs", "0")
+    assert status == 1
+    assert out.startswith("Not a mutant's fault: ")
+
+
+def test_a_configuration_that_is_not_there(capsys):
+    assert cli.main(["mutate", "--config", "huge"]) == 2
+    assert "no configuration 'huge'" in capsys.readouterr().err

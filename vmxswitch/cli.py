@@ -266,8 +266,8 @@ def add_mutate(name, verbs):
         name, help="make the hardware wrong in one place and see whether the tests notice",
         description="Builds the unit with all its mutants, chosen by an input, and shows each to\n"
                     "the row tests, the recorded cases of the processor and the fuzzer, until one\n"
-                    "of them notices it. The exit status is 0 only if every mutant is noticed or\n"
-                    "is known to do what the unit does.",
+                    "of them notices it. The exit status is 0 only if every mutant is noticed,\n"
+                    "proved to do what the unit does, or explained.",
         epilog="""examples:
   vmxswitch mutate --config compact
   vmxswitch mutate --config tests/cases/profiles/skylake_x_32.json --json

@@ -16,7 +16,7 @@ from vmxswitch import checkout, extras
 from vmxswitch.sim.cases import read_cases
 from vmxswitch.sim.mutants import KINDS, mutants
 from vmxswitch.sim.mutation import SEED, WITNESSES, Defect, MutantPort, hunt
-from vmxswitch.spec.capabilities import PRESETS
+from vmxswitch.spec.capabilities import PRESETS, split_configuration
 from vmxswitch.subjects import subject_of
 
 __all__ = ["run"]
@@ -27,7 +27,7 @@ CASES = ("instructions.jsonl.gz", "entries.jsonl.gz", "exits.jsonl.gz")
 
 
 def run(arguments):
-    """Shows the mutants to the witnesses; 0 if all that count have been noticed, else 1."""
+    """Shows the mutants to the witnesses; 0 if each was noticed, proved equal or explained."""
     checkout.require("mutate")
     subject = subject_of(arguments.config)
     all_mutants = mutants(subject.capabilities)
@@ -51,11 +51,12 @@ def run(arguments):
 
 def _cases(config):
     """The recorded cases of a configuration: none of a preset's, as none was recorded on one."""
-    if config in PRESETS:
+    profile, _ = split_configuration(config)
+    if profile in PRESETS:
         return []
     folder = checkout.ROOT / "tests" / "cases"
     return [case for name in CASES for case in read_cases(folder / name)
-            if case.expect is not None and case.profile.samefile(config)]
+            if case.expect is not None and case.profile.samefile(profile)]
 
 
 @contextmanager
@@ -99,28 +100,32 @@ def _report(verdicts, subject, arguments, seconds):
     counts = Counter((verdict.mutant.kind, verdict.by) for verdict in verdicts)
     total = Counter(verdict.by for verdict in verdicts)
     survivors = [verdict for verdict in verdicts if not verdict.by]
+    contradicted = [verdict for verdict in verdicts if verdict.contradicted]
+    status = 1 if survivors or contradicted else 0
     scored = len(verdicts) - sum(total[by] for by in NO_SCORE)
     killed = scored - len(survivors)
     head = {
         "config": subject.capabilities.name, "seed": SEED, "programs": arguments.programs,
         "mutants": len(verdicts), "equivalent": total["proof"], "explained": total["explained"],
         "scored": scored, "killed": killed, "survived": len(survivors),
-        "score": round(killed / max(scored, 1), 4), "seconds": round(seconds, 1)}
+        "contradicted": len(contradicted), "score": round(killed / max(scored, 1), 4),
+        "seconds": round(seconds, 1)}
     if arguments.json:
         table = [{"id": verdict.mutant.id, "kind": verdict.mutant.kind, "row": verdict.mutant.row,
                   "words": verdict.mutant.words, "by": verdict.by, "detail": verdict.detail}
                  for verdict in verdicts]
         print(json.dumps(head | {"table": table}, indent=1))
-        return 1 if survivors else 0
+        return status
     for kind in KINDS:
         columns = {by or "survived": counts[kind, by] for by in (*WITNESSES, *NO_SCORE, "")}
         print(f"kind={kind} mutants={sum(columns.values())} "
               + " ".join(f"{name}={count}" for name, count in columns.items()))
-    for title, by in (("Equivalent, by proof:", "proof"), ("Equivalent, explained:", "explained"),
+    for title, by in (("Equivalent, by proof:", "proof"), ("Explained:", "explained"),
                       ("Not noticed by anyone:", "")):
         _list(title, [verdict for verdict in verdicts if verdict.by == by])
+    _list("Noticed, against their explanation:", contradicted)
     print(" ".join(f"{name}={value}" for name, value in head.items()))
-    return 1 if survivors else 0
+    return status
 
 
 def _list(title, verdicts):

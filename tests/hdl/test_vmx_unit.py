@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from amaranth import Value
 
 from vmxswitch.hdl.interface import Operation
 from vmxswitch.sim.memory import Fault
@@ -18,6 +19,7 @@ from vmxswitch.spec.tables import FIELDS
 PROFILES = Path(__file__).parents[1] / "cases" / "profiles"
 VMXON_REGION, REGION, OTHER_REGION, LIST, BITMAPS = 0x10000, 0x11000, 0x12000, 0x13000, 0x14000
 CPUID, RDMSR = 10, 31
+LMA_AND_LME = 1 << 10 | 1 << 8
 
 
 class Machine:
@@ -108,6 +110,28 @@ def test_entry_right_after_a_bad_write_is_refused(machine):
     *_, entry = machine.port.execute_many([
         write("GUEST_RFLAGS", 0), Instruction("VMLAUNCH")])
     assert (entry.outcome, entry.failing, entry.cycles) == (Outcome.ENTRY_FAILURE, ("G134",), 3)
+
+
+def test_entry_accepted_together_with_a_register_write_waits_and_sees_it(machine):
+    """No backend offers both in one cycle; `./vmx mutate` therefore relies on this test."""
+    machine.start("long64_A")
+    port = machine.port
+    efer = port.read_registers()["EFER"]
+
+    async def both(ctx):
+        updates = port.unit.updates
+        ctx.set(Value.cast(updates.payload), port._codec.update("EFER", efer & ~LMA_AND_LME))
+        ctx.set(updates.valid, 1)
+        assert ctx.get(updates.ready) and ctx.get(port.unit.requests.ready)
+        answers = await port._exchange(
+            ctx, port.unit.requests, port.unit.responses,
+            [port._codec.request(Instruction("VMLAUNCH"))])
+        ctx.set(updates.valid, 0)
+        return answers[0]
+
+    answer = port._run(both)
+    assert answer.outcome is Outcome.FAIL_VALID and answer.failing
+    assert answer.cycles == 3
 
 
 def test_vmread_and_vmwrite_go_one_per_cycle(machine):

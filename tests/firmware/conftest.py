@@ -1,5 +1,6 @@
 """Processors for guests."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,15 +10,33 @@ from vmxswitch import backends
 from vmxswitch.firmware.environment import Environment
 from vmxswitch.firmware.vmm import Vmm
 from vmxswitch.spec.capabilities import PRESETS, Capabilities
+from vmxswitch.spec.tables import CAPABILITY_MSRS, CONTROL_WORDS, CONTROLS
 
 #: Backends that the tests of guests run on; they are written for all.
 BACKENDS = ["model"]
 PROFILES = Path(__file__).parents[1] / "cases" / "profiles"
 
 
+#: Controls that `full` offers and the processor "bare" does not.
+NOT_BARE = ("PIN_ACTIVATE_PREEMPTION_TIMER", "EXIT_SAVE_PREEMPTION_TIMER", "PROC1_USE_MSR_BITMAPS")
+
+
+def bare():
+    """`full` without preemption timer and MSR bitmaps."""
+    msrs = dict(PRESETS["full"].msrs)
+    for symbol in NOT_BARE:
+        control = CONTROLS[symbol]
+        word = CONTROL_WORDS[control.word]
+        for capability in filter(None, (word.capability, word.true_capability)):
+            msrs[CAPABILITY_MSRS[capability].msr] &= ~(1 << word.allowed_1_low + control.low)
+    return replace(PRESETS["full"], name="bare", msrs=msrs)
+
+
 @cache
 def processor(name):
-    """Capabilities by the name of a preset or recorded profile; each is made once."""
+    """Capabilities by the name of a preset, "bare", or a recorded profile; each is made once."""
+    if name == "bare":
+        return bare()
     return PRESETS[name] if name in PRESETS else Capabilities.from_profile(
         PROFILES / f"{name}.json")
 

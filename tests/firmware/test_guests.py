@@ -211,7 +211,7 @@ def test_a_slice_goes_on_after_an_exit(new_vmm):
 
 
 def test_without_a_timer_a_guest_that_does_not_exit_is_an_error(new_vmm):
-    vmm = populate(new_vmm("full"), ("linux-6.1-amd64-panic",), working)
+    vmm = populate(new_vmm("bare"), ("linux-6.1-amd64-panic",), working)
     assert not vmm.has_timer
     with pytest.raises(UsageError, match="works on for ever"):
         list(vmm.run(1))
@@ -223,7 +223,7 @@ def test_without_a_timer_guests_change_at_exits_after_their_slice(new_vmm):
             yield Work(200)
             yield from cpu.cpuid(0)
 
-    vmm = populate(new_vmm("full", quantum=500),
+    vmm = populate(new_vmm("bare", quantum=500),
                    ("linux-6.1-amd64-panic", "linux-6.1-amd64-user"), asking)
     assert [turn.guest[-1] for turn in vmm.run(6)] == list("000111")
 

@@ -100,7 +100,7 @@ def test_without_ept_cr3_is_emulated(live):
     assert seen == [0x12_3000] and guest.cpu.registers["CR3"] == 0x12_3000
 
 
-@pytest.mark.parametrize("name", ["skylake_x_64", "full"])  # with MSR bitmaps and without
+@pytest.mark.parametrize("name", ["skylake_x_64", "bare"])  # with MSR bitmaps and without
 def test_msrs_hold_what_the_guest_wrote(told, name):
     written = {0x174: 0x33, 0x176: 0x7000, 0xC0000082: 0x8000, 0x1B: 0xFEE0_0800}
 

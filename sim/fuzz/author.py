@@ -47,7 +47,8 @@ ODD = 0.04               # share of instructions with an odd circumstance of eac
 VALID = 1 << 31          # of VM_ENTRY_INTR_INFO
 #: Events that an entry may inject: information, error code, instruction length.
 INJECTIONS = (
-    (0x20, 0, 0), (0x202, 0, 0), (0x306, 0, 0), (0xB0D, 0x18, 0), (0x480, 0, 2), (0x603, 0, 1))
+    (0x20, 0, 0), (0x202, 0, 0), (0x306, 0, 0), (0xB0D, 0x18, 0), (0x480, 0, 2), (0x501, 0, 1),
+    (0x603, 0, 1))
 SECONDARY = "PROC1_ACTIVATE_SECONDARY"
 #: Control bits that an entry accepts together, whatever else is set.
 INTERCEPTS = (

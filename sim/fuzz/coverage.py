@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmxswitch.spec.capabilities import Capabilities
+from vmxswitch.spec.expression import Const
 from vmxswitch.spec.operations import EDGES, Answer, Boundary, Event, Instruction, Mode, Outcome
 from vmxswitch.spec.tables import ABORTS, BOUNDARY_EVENTS, CHECKS, EXIT_REASONS, INSTRUCTIONS
 
@@ -133,19 +134,20 @@ def event_reasons() -> list[int]:
     return [number for number, row in EXIT_REASONS.items() if row.condition is not None]
 
 
+NEVER, ALWAYS = Const(1, 0), Const(1, 1)
 INJECTED_TYPES = (0, 2, 3, 4, 5, 6)  #: interruption types that an entry may inject
 
 
 @dataclass(frozen=True)
 class Missed:
-    """A row or edge that was not come to, as far as it was not, and why, if that is known."""
+    """What was not come to, by id of its row or by name, how far not, and why, if that is known."""
     id: str
     lacks: str
     reason: str
 
 
 def missed(coverage: Coverage, capabilities: Capabilities) -> Iterator[Missed]:
-    """What can be met on a processor but was not: check rows, instruction rows, edges."""
+    """What can be met on a processor but was not: rows, changes of the mode, exits, aborts."""
     reasons = {row.id: row for row in unreachable()
                if not row.subjects or capabilities.name in row.subjects}
     for id in capabilities.checks:
@@ -159,6 +161,31 @@ def missed(coverage: Coverage, capabilities: Capabilities) -> Iterator[Missed]:
     for edge in edges():
         if not coverage.edges[edge]:
             yield Missed(edge, "never taken", "")
+    yield from _missed_events(coverage, capabilities)
+    for code, row in ABORTS.items():
+        if not coverage.aborts[code] and capabilities.bind(row.condition) != NEVER:
+            yield Missed(f"abort {code}", "never came about", "")
+    for kind in INJECTED_TYPES:
+        if not coverage.injected[kind]:
+            yield Missed(f"type {kind}", "never injected", "")
+
+
+def _missed_events(coverage, capabilities):
+    """Exit reasons whose events could have exited, or gone on, but never did; and boundaries."""
+    at_boundaries = {row.reason for row in BOUNDARY_EVENTS}
+    for reason in event_reasons():
+        row, name = EXIT_REASONS[reason], f"exit {reason}"
+        condition = capabilities.bind(row.condition)
+        if capabilities.bind(row.undefined) == ALWAYS:
+            condition = NEVER
+        if condition != NEVER and not coverage.exits[reason] + coverage.boundaries[name]:
+            yield Missed(name, "never came about", "")
+        if (condition not in (NEVER, ALWAYS) and reason not in at_boundaries
+                and not coverage.stays[reason] + coverage.faults[reason]):
+            yield Missed(name, "always came about", "")
+    for what in boundary_outcomes():
+        if not what.startswith("exit") and not coverage.boundaries[what]:
+            yield Missed(what, "never came about at a boundary", "")
 
 
 def absent(capabilities: Capabilities) -> list[str]:

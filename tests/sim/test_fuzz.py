@@ -361,8 +361,8 @@ def test_coverage_counts():
     assert record["edges"] == {
         "OFF-ROOT": 0, "ROOT-OFF": 0, "ROOT-NON_ROOT": 1, "NON_ROOT-ROOT": 1, "ROOT-ABORT": 0,
         "NON_ROOT-ABORT": 0}
-    assert record["events"]["10"] == {"exits": 1, "stays": 0}
-    assert record["events"]["12"] == {"exits": 0, "stays": 1}
+    assert record["events"]["10"] == {"exits": 1, "stays": 0, "faults": 0}
+    assert record["events"]["12"] == {"exits": 0, "stays": 1, "faults": 0}
 
 
 def test_what_is_missed_is_named_with_its_reason():
@@ -375,6 +375,21 @@ def test_what_is_missed_is_named_with_its_reason():
     assert rows["C69"].reason.startswith("an area that begins beyond")
     assert rows["VMXON.1"].lacks == rows["OFF-ROOT"].lacks == "never taken"
     assert "X01" in absent(capabilities) and "C02" not in absent(capabilities)
+
+
+def test_exits_and_aborts_that_were_missed_are_named():
+    coverage = Coverage()
+    coverage.exits.update([12, 28])
+    coverage.stays.update([28])
+    coverage.boundaries.update(["exit 52", "deliver 2"])
+    rows = {row.id: row.lacks for row in missed(coverage, PRESETS["compact"])}
+    assert rows["exit 12"] == "always came about"
+    assert rows["exit 10"] == rows["exit 7"] == rows["abort 2"] == "never came about"
+    assert rows["nothing"] == "never came about at a boundary"
+    assert rows["type 5"] == "never injected"
+    done = {"exit 28", "exit 52", "deliver 2"}
+    impossible = {"exit 43", "exit 51", "abort 3", "abort 6"}
+    assert rows.keys().isdisjoint(done | impossible)
 
 
 def test_rows_that_capabilities_rule_out_are_not_asked_for():

@@ -38,7 +38,8 @@ POINTERS = (VMCS_POINTER, 0x22_0000, 0x22_1000, 0x22_2000)
 SHADOW_POINTER = 0x22_3000
 LIST_ADDRESS, READ_BITMAP, WRITE_BITMAP, EPTP_LIST, PDPT, STORE_LIST, LOAD_LIST = (
     0x23_0000, 0x23_1000, 0x23_2000, 0x23_3000, 0x23_4000, 0x23_5000, 0x23_6000)
-IO_A, IO_B, MSR_BITMAPS = 0x23_7000, 0x23_8000, 0x23_9000
+IO_A, IO_B, MSR_BITMAPS, VIRTUAL_APIC = 0x23_7000, 0x23_8000, 0x23_9000, 0x23_A000
+VTPR_OFFSET = 0x80
 LIST_ENTRY_BYTES = 16
 MOST_ACTIONS = 50
 #: Registers that decide whether an instruction is allowed.
@@ -73,6 +74,7 @@ INTERCEPTS = (
 ENDED_BY_DELIVERY = (
     ("GUEST_INTERRUPTIBILITY_STATE", 1), ("GUEST_INTERRUPTIBILITY_STATE", 2),
     ("GUEST_PENDING_DBG_EXCEPTIONS", 1))
+LMA_AND_LME, PCIDE = 0x500, 1 << 17
 GOOD_PAT, BAD_PAT = 0x0007_0406_0007_0406, 0x0002_0406_0007_0406
 
 
@@ -527,6 +529,33 @@ class Author:
             value = self._random.choice((0, 0x5001, 0x6001, self._value(64, 0x5001)))
             yield MemoryWrite(table + 8 * number, 8, value)
 
+    def _legacy_host(self):
+        """Have a host outside IA-32e mode, from an environment like it."""
+        if self._current is None or not self._capabilities.intel64:
+            return
+        self._usual = {
+            name: value for name, value in min(self._subject.environments().items())[1].items()
+            if name in DECIDING}
+        yield from self._environment(self._usual)
+        fields = self._vmcs[self._current]
+        for field, mask in (
+            ("VM_EXIT_CTLS", ~(1 << CONTROLS["EXIT_HOST_ADDR_SPACE_SIZE"].low)),
+            ("VM_ENTRY_CTLS", ~(1 << CONTROLS["ENTRY_IA32E_MODE_GUEST"].low)),
+            ("HOST_IA32_EFER", ~LMA_AND_LME), ("HOST_CR4", ~PCIDE), ("HOST_RIP", (1 << 32) - 1),
+        ):
+            if field in fields and fields[field] & ~mask:
+                yield from self._write(field, fields[field] & mask)
+
+    def _task_priority(self):
+        """Have the task priority virtualized, not below its threshold."""
+        if self._current is None or not self._capabilities.allows("PROC1_USE_TPR_SHADOW"):
+            return
+        threshold = self._random.randrange(16)
+        yield from self._set("PROC1_USE_TPR_SHADOW")
+        yield from self._write("VIRTUAL_APIC_ADDR", VIRTUAL_APIC)
+        yield from self._write("TPR_THRESHOLD", threshold)
+        yield MemoryWrite(VIRTUAL_APIC + VTPR_OFFSET, 4, self._random.randrange(threshold, 16) << 4)
+
     def _page_table(self):
         """Write page-directory-pointer-table entries; PAE guests without EPT are given them."""
         if self._current is None:
@@ -650,7 +679,7 @@ class Author:
         _try: 30, _near_a_bound: 12, _change: 10, _toggle: 6, _load: 6, _access: 6, _oddly: 5,
         _live: 3, _memory: 3, _pointers: 4, _rarely: 4, _inject: 3, _list: 5, _page_table: 2,
         _shadow: 3, _functions: 2, _probe: 3, _intercept: 12, _pae_host: 2,
-        _fault: 12,
+        _fault: 12, _task_priority: 3, _legacy_host: 1,
     }
 
     # --- In the guest ---
@@ -669,13 +698,18 @@ class Author:
     def _guest_function(self):
         yield from self._do("VMFUNC", **self._operands("VMFUNC"))
 
+    def _long_mode(self):
+        """The guest enters or leaves IA-32e mode."""
+        if self._capabilities.intel64:
+            yield RegisterWrites((("EFER", self._model.read_registers()["EFER"] ^ LMA_AND_LME),))
+
     def _happens(self):
         yield from guest_events(self._random, self._model)
 
     #: What may happen in the guest, with its weight.
     _GUEST = {
         _happens: 50, _event: 10, _any: 8, _guest_access: 10, _guest_function: 5, _live: 10,
-        _memory: 2, _oddly: 3, _fault: 8,
+        _memory: 2, _oddly: 3, _fault: 8, _long_mode: 1,
     }
 
 

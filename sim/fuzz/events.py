@@ -126,6 +126,14 @@ def _boundary(chance, model):
         *(chance.random() < often for _ in range(5)), vector=chance.getrandbits(8))
 
 
+def _task_priority(chance, model):
+    """The core has carried out MOV to CR8."""
+    address = model.field("VIRTUAL_APIC_ADDR") | 0x80
+    if not address & 0xF7F and address < 1 << 52:
+        yield MemoryWrite(address, 4, chance.getrandbits(4) << 4)
+    yield Event(43)
+
+
 def _time(chance, model):
     yield TimePasses(chance.choice((0, 1, 1000, chance.getrandbits(32))))
 
@@ -133,5 +141,5 @@ def _time(chance, model):
 #: What may happen, with its weight.
 _KINDS: dict[Callable, int] = {
     _exception: 10, _control_register: 12, _port: 8, _msr: 8, _valued: 8, _during_delivery: 4,
-    _boundary: 20, _time: 5,
+    _boundary: 20, _time: 5, _task_priority: 3,
 }

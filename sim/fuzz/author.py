@@ -219,6 +219,8 @@ class Author:
             yield from self._probe()
         if self._model.mode == Mode.NON_ROOT:
             yield from self._do("VMCALL")
+        if self._model.mode == Mode.ABORT:
+            return
         yield from self._environment(self._usual)
         if self._model.mode == Mode.ROOT and self._current is not None:
             if self._random.random() < 0.1:

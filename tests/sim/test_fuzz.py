@@ -131,7 +131,7 @@ def found(defect):
 @pytest.mark.parametrize("defect, what, steps", [
     (WrongError, "answer", 5), (WrongRegister, "registers", 7), (WrongMemory, "memory", 3),
     (WrongMode, "mode", 3), (Silent, "silence", 3), (MissedCheck, "answer", 7),
-    (WrongLaunchState, "vmcs", 9)])
+    (WrongLaunchState, "vmcs", 10)])
 def test_a_defect_is_found_and_the_program_made_small(defect, what, steps):
     run, small = found(defect)
     assert len(small.program.steps) <= steps < len(run.program.steps)

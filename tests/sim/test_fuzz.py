@@ -271,6 +271,8 @@ def test_a_program_ends_with_everything_in_memory():
         run = sides.run(program)
         assert sides.model.mode != Mode.NON_ROOT
         last = program.steps[-1]
+        if sides.model.mode == Mode.ABORT:
+            continue
         if isinstance(last, Instruction) and last.name == "VMCLEAR":
             assert run.answers[-1].outcome is Outcome.SUCCEED
             cleared += 1

@@ -21,9 +21,7 @@ from pathlib import Path
 
 from amaranth.hdl import Elaboratable
 
-import vmxswitch.hdl
-import vmxswitch.spec
-from vmxswitch.hdl.verilog import TOP, to_rtlil
+from vmxswitch.hdl.verilog import TOP, source_files, to_rtlil
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
@@ -125,11 +123,7 @@ def _compiler() -> list[str]:
 def _key(capabilities, sizes, waves, unit, compiler) -> str:
     """A hash of everything that goes into the library."""
     digest = hashlib.sha256()
-    sources = [RUNNER, Path(__file__), Path(inspect.getfile(unit))]
-    for package in (vmxswitch.hdl, vmxswitch.spec):
-        folder = Path(package.__file__).parent
-        sources += sorted([*folder.glob("*.py"), *folder.glob("*.csv")])
-    for source in sources:
+    for source in [RUNNER, Path(__file__), Path(inspect.getfile(unit)), *source_files()]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     try:
         tools = [f"{tool} {version(tool)}" for tool in TOOLS]

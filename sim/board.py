@@ -28,7 +28,7 @@ DIVISOR = 4  # cycles per bit, the least there can be
 CLOCK_HZ = 40_000
 BAUD = CLOCK_HZ // DIVISOR
 FRAMES = 64
-CHUNK_BYTES = 64
+RECEIVED_BYTES, CHUNK_CYC = 64, 400  # taken from the port at once; then simulated at once
 BYTE_CYC = 10 * DIVISOR
 
 
@@ -114,9 +114,9 @@ class BoardServer:
                 return
             received = b""
             if self._ours in ready:
-                received = self.to_board(os.read(self._ours, CHUNK_BYTES))
-            sent = self.to_host(self.board.run(received, CHUNK_BYTES * BYTE_CYC))
-            idle_cyc = 0 if received or sent else idle_cyc + CHUNK_BYTES * BYTE_CYC
+                received = self.to_board(os.read(self._ours, RECEIVED_BYTES))
+            sent = self.to_host(self.board.run(received, CHUNK_CYC))
+            idle_cyc = 0 if received or sent else idle_cyc + CHUNK_CYC
             if sent:
                 os.write(self._ours, sent)
 

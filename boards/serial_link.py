@@ -1,5 +1,6 @@
 """Registers of a board over a serial port, in the framing of LiteX's ``uartbone``."""
 
+import os
 import time
 import zlib
 
@@ -107,4 +108,5 @@ def _split(data: bytes) -> list[bytes]:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else str(error)

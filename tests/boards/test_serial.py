@@ -11,6 +11,7 @@ import threading
 import time
 import tty
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,7 @@ from vmxswitch.spec.operations import Instruction, Mode, Outcome
 from vmxswitch.subjects import subject_of
 
 FULL = PRESETS["full"]
-CASES = "tests/cases/entries.jsonl.gz"
+CASES = Path(__file__).parents[1] / "cases" / "entries.jsonl.gz"
 LEDS = {Mode.OFF: 0b0000, Mode.ROOT: 0b0001, Mode.NON_ROOT: 0b0010}
 #: What VMXON wants of the processor.
 BARE = {"CR0": 0x8000_0031, "CR4": 0x2020, "EFER": 0x500, "IA32_FEATURE_CONTROL": 5,
@@ -115,7 +116,7 @@ def test_a_replay_gives_the_results_of_the_model(call, tmp_path):
     cases = [case for case in read_cases(CASES) if case.profile.stem == "skylake_x_64"][:200:50]
     path = tmp_path / "cases.jsonl"
     path.write_text("".join(json.dumps({
-        "id": case.id, "profile": "full", "env": case.env, "base": case.base,
+        "id": case.id, "profile": "full", "env": dict(case.env), "base": case.base,
         "writes": case.writes, "ops": case.ops}) + "\n" for case in cases))
     status, out, err = call("replay", str(path), "--results", str(tmp_path / "board"))
     assert status == 0 and "cases=4 compared=0 disagree=0" in out

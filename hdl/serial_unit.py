@@ -10,8 +10,8 @@ from vmxswitch.spec.operations import Mode
 from .interface import require_capabilities
 from .register_file import WORD_BITS, RegisterFile
 from .register_map import MemoryStatus, board_registers
-from .sparse_memory import SparseMemory
-from .uart import UartReceiver, UartTransmitter
+from .sparse_memory import SparseMemory, require_frames
+from .uart import UartReceiver, UartTransmitter, require_divisor
 from .uart_bridge import UartBridge
 from .wishbone_unit import ADDRESS_BITS, WishboneUnit
 
@@ -51,30 +51,28 @@ class SerialUnit(wiring.Component):
     Raises
     ------
     :exc:`ValueError`
-        If the clock is no frequency, or too slow for the serial line.
+        If the clock is no frequency, or too slow for the serial line, or the memory no size.
     """
     def __init__(self, capabilities: Capabilities, *, clock_hz: int, baud: int = BAUD,
                  frames: int = FRAMES, frame_words: int = FRAME_WORDS):
-        require_capabilities(self, capabilities)
+        self._capabilities = require_capabilities(self, capabilities)
         for name, value in (("clock_hz", clock_hz), ("baud", baud)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a number from 1, not {value!r}")
-        divisor = round(clock_hz / baud)
-        self._clock_hz, self._frames = clock_hz, frames
-        self._receiver, self._transmitter = UartReceiver(divisor), UartTransmitter(divisor)
-        self._bridge = UartBridge(max(1, round(PAUSE_S * clock_hz)))
-        self._unit = WishboneUnit(capabilities)
-        self._memory = SparseMemory(capabilities.physical_address_width,
-                                    frames=frames, frame_words=frame_words)
+        self._clock_hz = clock_hz
+        self._divisor = require_divisor(round(clock_hz / baud))
+        self._frames, self._frame_words = require_frames(frames, frame_words)
         super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "leds": Out(4)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.receiver = receiver = self._receiver
-        m.submodules.transmitter = transmitter = self._transmitter
-        m.submodules.bridge = bridge = self._bridge
-        m.submodules.unit = unit = self._unit
-        m.submodules.memory = memory = self._memory
+        m.submodules.receiver = receiver = UartReceiver(self._divisor)
+        m.submodules.transmitter = transmitter = UartTransmitter(self._divisor)
+        m.submodules.bridge = bridge = UartBridge(max(1, round(PAUSE_S * self._clock_hz)))
+        m.submodules.unit = unit = WishboneUnit(self._capabilities)
+        m.submodules.memory = memory = SparseMemory(
+            self._capabilities.physical_address_width,
+            frames=self._frames, frame_words=self._frame_words)
         registers = board_registers()
         m.submodules.file = file = RegisterFile(
             registers.values(), address_bits=ADDRESS_BITS + 1)

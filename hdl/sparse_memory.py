@@ -8,9 +8,18 @@ from amaranth.utils import exact_log2
 
 from .memory_unit import BusSignature
 
-__all__ = ["SparseMemory"]
+__all__ = ["SparseMemory", "require_frames"]
 
 WORD_BITS = 64
+
+
+def require_frames(frames: int, frame_words: int) -> tuple[int, int]:
+    """Number and size of frames; :exc:`ValueError` if there is none, or the size cannot be."""
+    if not isinstance(frames, int) or frames < 1:
+        raise ValueError(f"Number of frames must be 1 or more, not {frames!r}")
+    if not isinstance(frame_words, int) or frame_words < 8 or frame_words.bit_count() != 1:
+        raise ValueError(f"Words of a frame must be a power of two from 8, not {frame_words!r}")
+    return frames, frame_words
 
 
 class SparseMemory(wiring.Component):
@@ -50,12 +59,7 @@ class SparseMemory(wiring.Component):
         If there is no frame, or a frame's size is none that can be.
     """
     def __init__(self, address_bits: int, *, frames: int, frame_words: int):
-        if not isinstance(frames, int) or frames < 1:
-            raise ValueError(f"Number of frames must be 1 or more, not {frames!r}")
-        if not isinstance(frame_words, int) or frame_words < 8 or frame_words.bit_count() != 1:
-            raise ValueError(
-                f"Words of a frame must be a power of two from 8, not {frame_words!r}")
-        self._frames, self._frame_words = frames, frame_words
+        self._frames, self._frame_words = require_frames(frames, frame_words)
         self._tag_bits = address_bits - 3 - exact_log2(frame_words)
         super().__init__({
             "unit": In(BusSignature()), "host": In(BusSignature()),

@@ -5,7 +5,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["UartReceiver", "UartTransmitter"]
+__all__ = ["UartReceiver", "UartTransmitter", "require_divisor"]
 
 DATA_BITS = 8
 LEAST_DIVISOR = 4  # cycles per bit with which the middle of a bit is still found

@@ -8,7 +8,7 @@ from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Mode
 
 from .interface import Response, require_capabilities
-from .memory_unit import TIMEOUT_CYC, BusSignature
+from .memory_unit import TIMEOUT_CYC, BusSignature, require_timeout
 from .register_file import WORD_BITS, RegisterFile
 from .register_map import BOARD_BASE, RESET_WORD, Status, unit_registers
 from .vmx_unit import VmxUnit
@@ -45,7 +45,7 @@ class WishboneUnit(wiring.Component):
     """
     def __init__(self, capabilities: Capabilities, *, timeout_cyc: int = TIMEOUT_CYC):
         self._capabilities = require_capabilities(self, capabilities)
-        self._unit = VmxUnit(capabilities, timeout_cyc=timeout_cyc)
+        self._timeout_cyc = require_timeout(timeout_cyc)
         #: The register map.
         self.registers = unit_registers(capabilities)
         super().__init__({
@@ -55,7 +55,8 @@ class WishboneUnit(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        registers, unit = self.registers, self._unit
+        registers = self.registers
+        unit = VmxUnit(self._capabilities, timeout_cyc=self._timeout_cyc)
         m.submodules.file = file = RegisterFile(registers.values(), address_bits=ADDRESS_BITS)
         m.submodules.unit = ResetInserter(self.cleared)(unit)
         wiring.connect(m, wiring.flipped(self.bus), file.bus)

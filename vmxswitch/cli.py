@@ -295,15 +295,18 @@ def add_verilog(name, verbs):
     verb = verbs.add_parser(
         name, help="write the unit as one Verilog file",
         description="Prints the unit as Verilog, clean under Verilator's lint; its head says what\n"
-                    "it was made from. With -o, a FuseSoC core file is written beside it.",
+                    "it was made from. With -o, a FuseSoC core file is written beside it, and\n"
+                    "with --bus wishbone a C header of the registers.",
         epilog="""examples:
   vmxswitch verilog -o vmx_unit.v
+  vmxswitch verilog --bus wishbone -o vmx_wishbone.v
   vmxswitch verilog --config compact > vmx_unit.v""")
     add_config(verb)
-    verb.add_argument("--bus", choices=["streams"], default="streams",
-                      help="ports: the unit's own streams (default: %(default)s)")
+    verb.add_argument("--bus", choices=["streams", "wishbone"], default="streams",
+                      help="what drives the unit: its own streams, or registers on a Wishbone bus "
+                           "(default: %(default)s)")
     verb.add_argument("-o", "--output", metavar="FILE", type=Path,
-                      help="write to FILE, and beside it FILE with .core (default: print)")
+                      help="write to FILE, and what goes with it beside it (default: print)")
 
 
 def add_test(name, verbs):

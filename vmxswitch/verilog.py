@@ -1,6 +1,7 @@
-"""The verb ``verilog``: the unit as one Verilog file, and a FuseSoC core file beside it."""
+"""The verb ``verilog``: the unit as one Verilog file, and what goes with it beside it."""
 
 import hashlib
+import importlib
 import shlex
 from importlib import metadata
 from pathlib import Path
@@ -13,24 +14,34 @@ from vmxswitch.spec.errors import UsageError
 __all__ = ["run"]
 
 VERILOG_SUFFIXES = (".v", ".sv")
+#: By ``--bus``: the top module, and where in ``vmxswitch.hdl`` its component is.
+TOPS = {
+    "streams": ("vmx_unit", "vmx_unit", "VmxUnit"),
+    "wishbone": ("vmx_wishbone", "wishbone_unit", "WishboneUnit"),
+}
 
 
 def run(arguments):
-    """Prints the file, or writes it and its core file; 0."""
+    """Prints the file, or writes it, its core file and the header of its registers; 0."""
     capabilities = configuration(arguments.config)
     if arguments.output is not None and arguments.output.suffix not in VERILOG_SUFFIXES:
-        raise UsageError(f"{arguments.output}: give a name that ends in .v; the FuseSoC file of "
-                         "that name, with .core, is written beside it")
+        raise UsageError(f"{arguments.output}: give a name that ends in .v; files of that name "
+                         "that end in .core and .h are written beside it")
     extras.need("compiled")
-    from vmxswitch.hdl.verilog import TOP, convert
-    from vmxswitch.hdl.vmx_unit import VmxUnit
+    from vmxswitch.hdl.register_map import c_header
+    from vmxswitch.hdl.verilog import convert
 
-    text = f"{_head(capabilities, TOP, arguments)}\n{convert(VmxUnit(capabilities))}"
+    top, module, name = TOPS[arguments.bus]
+    component = getattr(importlib.import_module(f"vmxswitch.hdl.{module}"), name)(capabilities)
+    head = _head(capabilities, top, arguments)
+    text = f"{head}\n{convert(component, top)}"
     if arguments.output is None:
         print(text, end="")
-    else:
-        _write(arguments.output, text)
-        _write(arguments.output.with_suffix(".core"), _core(arguments.output, TOP))
+        return 0
+    _write(arguments.output, text)
+    _write(arguments.output.with_suffix(".core"), _core(arguments.output, top))
+    if arguments.bus == "wishbone":
+        _write(arguments.output.with_suffix(".h"), f"{head}\n{c_header(component.registers)}")
     return 0
 
 
@@ -48,7 +59,8 @@ def _head(capabilities: Capabilities, top: str, arguments) -> str:
     digest = hashlib.sha256()
     for path in source_files():
         digest.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes())
-    command = ["vmxswitch", "verilog", "--config", Path(arguments.config).name]
+    command = ["vmxswitch", "verilog", "--config", Path(arguments.config).name,
+               "--bus", arguments.bus]
     lines = [
         ("module", f"{top}, a VMX unit"),
         ("made by", shlex.join(command)),

@@ -19,6 +19,7 @@ __all__ = ["BAUD", "SerialUnit"]
 
 BAUD = 115_200           #: bits per second if nothing else is said
 PAUSE_S = 0.1            # longest pause in a frame, as LiteX has it
+BAUD_TOLERANCE = 0.02    # of which half is left to the other end
 FRAMES, FRAME_WORDS = 32, 128
 
 
@@ -36,7 +37,8 @@ class SerialUnit(wiring.Component):
     clock_hz : int
         Frequency of the clock.
     baud : int
-        Bits per second on the serial line; at most a quarter of ``clock_hz``.
+        Bits per second on the serial line; at most a quarter of ``clock_hz``, of which a whole
+        number of cycles must make 2 % or better.
     frames, frame_words : int
         Size of the memory; see :class:`~.sparse_memory.SparseMemory`.
 
@@ -61,6 +63,10 @@ class SerialUnit(wiring.Component):
                 raise ValueError(f"{name} must be a number from 1, not {value!r}")
         self._clock_hz = clock_hz
         self._divisor = require_divisor(round(clock_hz / baud))
+        nearest = round(clock_hz / self._divisor)
+        if abs(nearest - baud) > BAUD_TOLERANCE * baud:
+            raise ValueError(f"A clock of {clock_hz} Hz makes {nearest} bits per second, too far "
+                             f"from {baud}; choose another baud rate")
         self._frames, self._frame_words = require_frames(frames, frame_words)
         super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "leds": Out(4)})
 

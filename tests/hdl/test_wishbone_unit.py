@@ -176,7 +176,9 @@ def test_the_configuration_word_tells_processors_apart():
     ({"clock_hz": 1e6},                     "clock_hz must be a number from 1, not 1000000.0"),
     ({"clock_hz": 1_000_000, "baud": -1},   "baud must be a number from 1, not -1"),
     ({"clock_hz": 300_000},                 "4 cycles or more, not 3; choose a lower baud rate"),
-    ({"clock_hz": 10**6, "frames": 0},      "Number of frames must be 1 or more, not 0"),
+    ({"clock_hz": 1_000_000},               "A clock of 1000000 Hz makes 111111 bits per second, "
+                                            "too far from 115200; choose another baud rate"),
+    ({"clock_hz": 12_000_000, "frames": 0}, "Number of frames must be 1 or more, not 0"),
 ])
 def test_a_line_that_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):

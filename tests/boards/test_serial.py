@@ -5,6 +5,7 @@ The board stays on from test to test, in whatever state one leaves it: every sta
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -293,6 +294,16 @@ def test_something_else_at_the_port_is_named():
     with pytest.raises(LinkError, match="what answers is no board of ours"):
         SerialPort(FULL, os.ttyname(theirs), BAUD)
     os.close(theirs)
+
+
+def test_a_simulated_board_can_be_served_on_its_own():
+    command = [sys.executable, "-m", "vmxswitch.sim.board", "--config", "full"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        option, path, baud_option, baud = process.stdout.readline().split()
+        assert (option, baud_option, int(baud)) == ("--port", "--baud", BAUD)
+        assert works(SerialPort(FULL, path, int(baud)))
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
 
 
 # --- LiteX's own client ---

@@ -126,11 +126,7 @@ def _checked(rows, place) -> dict[str, Register]:
 def configuration_word(capabilities: Capabilities) -> int:
     """A CRC-32 by which software sees that a unit is not the one that it has in mind."""
     description = (
-        sorted(capabilities.msrs.items()), capabilities.physical_address_width,
-        capabilities.linear_address_width, capabilities.efer_bits,
-        sorted(capabilities.wrmsr_rules.items()), capabilities.debugctl_bits,
-        capabilities.perf_global_ctrl_bits, capabilities.resident_vmcss,
-        [*capabilities.fields], [*capabilities.registers],
+        capabilities.description, [*capabilities.fields], [*capabilities.registers],
         [*capabilities.checks], [row.id for row in INSTRUCTION_ROWS])
     return zlib.crc32(repr(description).encode())
 

@@ -133,12 +133,7 @@ def _key(capabilities, sizes, waves, unit, runner, compiler) -> str:
         raise UsageError(f"the compiled simulation needs {error.name}: "
                          "`pip install 'vmxswitch[compiled]'`") from None
     tools.append(subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout)
-    description = (
-        tools, unit.__qualname__, sorted(sizes.items()), waves, sorted(capabilities.msrs.items()),
-        capabilities.physical_address_width, capabilities.linear_address_width,
-        capabilities.efer_bits, sorted(capabilities.wrmsr_rules.items()),
-        capabilities.debugctl_bits, capabilities.perf_global_ctrl_bits,
-        capabilities.resident_vmcss)
+    description = (tools, unit.__qualname__, sorted(sizes.items()), waves, capabilities.description)
     digest.update(repr(description).encode())
     return f"{capabilities.name}-{digest.hexdigest()[:16]}"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from amaranth.hdl import Shape
 from amaranth.lib import data, stream, wiring
 
-from vmxswitch.hdl import interface
+from vmxswitch.hdl import interface, register_map
 from vmxswitch.sim.mutation import EXPLAINED
 from vmxswitch.spec import operations, tables
 from vmxswitch.spec.capabilities import PRESETS
@@ -77,8 +77,20 @@ def ports(name):
     return _table(["port", "direction", "shape", "bits", "meaning"], rows)
 
 
+#: How the components are built here that are not built from capabilities alone.
+ARGUMENTS = {
+    "RegisterFile": [((register_map.board_registers().values(),), {"address_bits": 9})],
+    "SerialUnit": [((PRESETS["full"],), {"clock_hz": 12_000_000})],
+    "SparseMemory": [((40,), {"frames": 32, "frame_words": 128})],
+    "UartBridge": [((100,), {})], "UartReceiver": [((4,), {})], "UartTransmitter": [((4,), {})],
+}
+
+
 def _instances(component):
     """The component as each preset builds it; once if it has no parameters."""
+    if component.__name__ in ARGUMENTS:
+        return [component(*arguments, **options)
+                for arguments, options in ARGUMENTS[component.__name__]]
     if _section(component, "Parameters"):
         return [component(capabilities) for capabilities in PRESETS.values()]
     return [component()]
@@ -98,7 +110,9 @@ def _kind(member):
     if not member.is_port:
         if isinstance(member.signature, stream.Signature):
             return "stream of " + _shape(member.signature.members["payload"].shape)
-        return f"`{type(member.signature).__name__}`"
+        target = isinstance(member.signature, wiring.FlippedSignature)
+        signature = member.signature.flip() if target else member.signature
+        return f"`{type(signature).__name__}`"
     return _shape(member.shape)
 
 
@@ -224,6 +238,23 @@ def explained():
                   [(f"`{id}`", reason) for id, reason in EXPLAINED.items()])
 
 
+# --- Registers ---
+
+def registers(whose):
+    """The register map of the unit, as each preset has it, or of what a board adds."""
+    maps = {"board": [register_map.board_registers()],
+            "unit": [*map(register_map.unit_registers, PRESETS.values())]}[whose]
+    rows = []
+    for name, register in maps[0].items():
+        bits, resets = ([*dict.fromkeys(getattr(one[name], what) for one in maps)]
+                        for what in ("bits", "reset"))
+        reset = "-" if register.access == "w" or None in resets else " / ".join(
+            f"{value:#x}" for value in resets)
+        rows.append((f"`{name}`", f"{register.address:#05x}", " / ".join(map(str, bits)),
+                     register.access, reset, register.meaning))
+    return _table(["register", "address", "bits", "access", "reset", "meaning"], rows)
+
+
 # --- Text ---
 
 def _named(name):
@@ -266,6 +297,7 @@ PARTS = {
     "about": about, "parameters": parameters, "ports": ports, "struct": struct,
     "enumeration": enumeration, "csv-files": csv_files, "presets": presets, "offered": offered,
     "not-offered": not_offered, "exits": exits, "explained": explained,
+    "registers": registers,
 }
 
 

@@ -32,14 +32,15 @@ def require_timeout(cycles: int) -> int:
 
 
 class BusSignature(wiring.Signature):
-    """Wishbone B4, classic cycles, 64-bit data; ``adr`` counts 64-bit words.
+    """Wishbone B4, classic cycles; ``adr`` counts words of ``data_bits``, which are 64 to memory.
 
     ``cyc`` and ``stb`` stay high until ``ack`` or ``err``; one transfer per ``ack``.
     """
-    def __init__(self):
+    def __init__(self, *, address_bits: int = 61, data_bits: int = 64):
         super().__init__({
-            "cyc": Out(1), "stb": Out(1), "we": Out(1), "adr": Out(61), "sel": Out(8),
-            "dat_w": Out(64), "dat_r": In(64), "ack": In(1), "err": In(1),
+            "cyc": Out(1), "stb": Out(1), "we": Out(1), "adr": Out(address_bits),
+            "sel": Out(data_bits // 8), "dat_w": Out(data_bits), "dat_r": In(data_bits),
+            "ack": In(1), "err": In(1),
         })
 
 

@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from vmxswitch.hdl import interface
+from vmxswitch.hdl.codec import Layout
 from vmxswitch.hdl.memory_unit import Command
 from vmxswitch.hdl.sequencer import Retired
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Mode
 
-from .codec import Layout
 from .narrator import NONE, Owner, executing, failing, outcome, owner, row
 from .vcd_file import VcdFile
 

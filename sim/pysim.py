@@ -6,11 +6,11 @@ from functools import cached_property
 from amaranth.hdl import Value
 from amaranth.sim import Simulator
 
+from vmxswitch.hdl.codec import Codec
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Answer, Boundary, Event, Instruction, Mode, Sample
 
-from .codec import Codec
 from .memory import Fault, Memory
 
 __all__ = ["PysimPort"]

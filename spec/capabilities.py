@@ -153,6 +153,14 @@ class Capabilities:
         }
 
     @property
+    def description(self) -> tuple:
+        """All that tells this processor from another but its name: equal if they are."""
+        return (
+            sorted(self.msrs.items()), self.physical_address_width, self.linear_address_width,
+            self.efer_bits, sorted(self.wrmsr_rules.items()), self.debugctl_bits,
+            self.perf_global_ctrl_bits, self.resident_vmcss)
+
+    @property
     def natural_bits(self) -> int:
         """Width of natural-width fields and registers in bits: 64 or 32."""
         return 64 if self.intel64 else 32

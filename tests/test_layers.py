@@ -18,7 +18,7 @@ LAYERS = {
     "vmxswitch": {"spec", "hdl", "sim", "firmware", "boards"},
 }
 #: Folders outside the package; they may import everything.
-FREE = ["tests", "docs", "formal", "bench"]
+FREE = ["tests", "docs", "examples", "formal", "bench"]
 
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 

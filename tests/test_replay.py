@@ -48,6 +48,17 @@ def test_cases_that_agree(cases, run):
     assert err == ["replay: 1 of 1 cases"]
 
 
+def test_the_cases_of_one_profile_can_be_chosen(cases, run):
+    other = ENTERED | {"id": "other", "profile": "sandy_bridge_64"}
+    path = cases(ENTERED, other)
+    status, out, _ = run(path, "--jobs", 1, "--profile", "skylake_x_64")
+    assert status == 0 and out[-1].startswith("cases=1 compared=1 disagree=0")
+    status, out, err = run(path, "--profile", "haswell")
+    assert (status, out) == (2, [])
+    assert err == ["vmxswitch: --profile haswell: the cases given are of sandy_bridge_64, "
+                   "skylake_x_64"]
+
+
 def test_a_disagreement_is_printed_with_its_rows(cases, run):
     status, out, _ = run(cases(ENTERED, WRONG), "--jobs", 1)
     assert status == 1

@@ -8,9 +8,9 @@ from vmxswitch import extras
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
 
-__all__ = ["BACKENDS", "CLOCKLESS", "port", "recording"]
+__all__ = ["BACKENDS", "CLOCKLESS", "SERIAL", "line", "port", "recording"]
 
-#: Module and class of each backend, and whether it is compiled.
+#: Module and class of each backend that needs no board, and whether it is compiled.
 BACKENDS = {
     "model": ("vmxswitch.sim.model", "Model", False),
     "pysim": ("vmxswitch.sim.pysim", "PysimPort", False),
@@ -18,18 +18,41 @@ BACKENDS = {
 }
 #: The backend that counts operations, not cycles, and has no waves.
 CLOCKLESS = "model"
+#: The backend that is a board; it can be read after operations, not in every cycle.
+SERIAL = "serial"
 
 
-def port(backend: str, capabilities: Capabilities, *, waves: bool = False):
+def line(arguments) -> tuple[str, int] | None:
+    """Serial port and baud rate of the board that a command line names; None if it names none.
+
+    Raises :exc:`UsageError` for a port without ``--backend serial``, or the other way round.
+    """
+    if arguments.backend != SERIAL:
+        if arguments.port is not None:
+            raise UsageError(f"--port {arguments.port} names a board; it needs --backend {SERIAL}")
+        return None
+    if arguments.port is None:
+        raise UsageError(f"--backend {SERIAL} needs --port, the serial port of the board, such as "
+                         "/dev/ttyUSB0")
+    return arguments.port, arguments.baud
+
+
+def port(backend: str, capabilities: Capabilities, *, waves: bool = False,
+         line: tuple[str, int] | None = None):
     """A processor of these capabilities on a backend: a :class:`vmxswitch.firmware.port.Port`.
 
     ``waves``: it must be possible to record it (:func:`vmxswitch.sim.waves.recording`).
+    ``line``: where the board is, as :func:`line` says.
 
     Raises :exc:`~vmxswitch.extras.MissingExtra` if the backend's tools are not installed, and
     :exc:`UsageError` for waves of a backend that has none.
     """
-    if waves and backend == CLOCKLESS:
+    if waves and backend in (CLOCKLESS, SERIAL):
         raise UsageError("--waves shows the hardware; it needs --backend pysim or verilator")
+    if backend == SERIAL:
+        extras.need("serial")
+        from vmxswitch.boards.serial_port import SerialPort
+        return SerialPort(capabilities, *line)
     module, name, compiled = BACKENDS[backend]
     if compiled:
         extras.need_compiled()

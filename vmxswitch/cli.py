@@ -16,13 +16,13 @@ from pathlib import Path
 
 import vmxswitch
 from vmxswitch import extras
-from vmxswitch.backends import BACKENDS
+from vmxswitch.backends import BACKENDS, SERIAL
 from vmxswitch.spec.errors import UsageError
 
 __all__ = ["main", "parser"]
 
-BACKENDS_IN_WORDS = ("reference model, hardware simulated in Python, or the same hardware compiled "
-                     "by Verilator")
+BACKENDS_IN_WORDS = ("reference model, hardware simulated in Python, the same hardware compiled by "
+                     "Verilator")
 
 
 def main(argv=None):
@@ -81,6 +81,15 @@ def add_config(verb):
                            "with N resident VMCSs, 1 to 16 (default: %(default)s)")
 
 
+def add_backend(verb, default):
+    verb.add_argument("--backend", choices=[*BACKENDS, SERIAL], default=default,
+                      help=f"{BACKENDS_IN_WORDS}, or a board (default: %(default)s)")
+    verb.add_argument("--port", metavar="DEVICE",
+                      help="serial port of the board, such as /dev/ttyUSB0")
+    verb.add_argument("--baud", metavar="N", type=positive, default=115_200,
+                      help="bits per second on it (default: %(default)s)")
+
+
 def add_switch(name, verbs):
     verb = verbs.add_parser(
         name, help="move a processor from one environment to another, in one clock edge",
@@ -90,15 +99,15 @@ def add_switch(name, verbs):
         epilog="""examples:
   vmxswitch switch
   vmxswitch switch linux.txt xen.txt --cpu 0 --waves waves
-  vmxswitch switch linux.txt other.txt --set HOST_TR_SELECTOR=0x40 --backend model --json""")
+  vmxswitch switch linux.txt other.txt --set HOST_TR_SELECTOR=0x40 --backend model --json
+  vmxswitch switch --backend serial --port /dev/ttyUSB0""")
     verb.add_argument("original", metavar="FROM", nargs="?", type=Path,
                       help="environment to leave: QEMU `info registers`, a KVM or Xen VMCS "
                            "dump (its guest area; append :host for the other), our JSON, or the "
                            "name of one that is shipped")
     verb.add_argument("target", metavar="TO", nargs="?", type=Path,
                       help="environment to go to, in any of these forms")
-    verb.add_argument("--backend", choices=BACKENDS, default="pysim",
-                      help=f"{BACKENDS_IN_WORDS} (default: %(default)s)")
+    add_backend(verb, "pysim")
     add_config(verb)
     verb.add_argument("--set", metavar="FIELD=VALUE", type=assignment, action="append", default=[],
                       help="set a VMCS field after the switch software has filled them all "
@@ -175,8 +184,7 @@ def add_run(name, verbs):
                       help="VM entries, each with its VM exit (default: %(default)s)")
     verb.add_argument("--quantum", metavar="CYCLES", type=positive, default=3_000,
                       help="time slice of a guest (default: %(default)s)")
-    verb.add_argument("--backend", choices=BACKENDS, default="model",
-                      help=f"{BACKENDS_IN_WORDS} (default: %(default)s)")
+    add_backend(verb, "model")
     add_config(verb)
     verb.add_argument("--cpu", metavar="N", type=natural,
                       help="processor to take where a dump holds several (default: the only one)")
@@ -202,8 +210,10 @@ def add_replay(name, verbs):
                       help="files of cases, one JSON object per line")
     verb.add_argument("--profiles", metavar="DIR", type=Path,
                       help="capability profiles of the cases (default: `profiles` beside a file)")
-    verb.add_argument("--backend", choices=BACKENDS, default="model",
-                      help=f"{BACKENDS_IN_WORDS} (default: %(default)s)")
+    add_backend(verb, "model")
+    verb.add_argument("--profile", metavar="NAME",
+                      help="replay the cases of this profile only: a board is one processor "
+                           "(default: all)")
     verb.add_argument("--results", metavar="FILE", type=Path,
                       help="write one line per case to FILE (default: none)")
     verb.add_argument("--sample", metavar="N", type=positive,
@@ -281,6 +291,24 @@ def add_mutate(name, verbs):
     verb.add_argument("--list", action="store_true", help="print the mutants and stop")
 
 
+def add_verilog(name, verbs):
+    verb = verbs.add_parser(
+        name, help="write the unit as one Verilog file",
+        description="Prints the unit as Verilog, clean under Verilator's lint; its head says what\n"
+                    "it was made from. With -o, a FuseSoC core file is written beside it, and\n"
+                    "with --bus wishbone a C header of the registers.",
+        epilog="""examples:
+  vmxswitch verilog -o vmx_unit.v
+  vmxswitch verilog --bus wishbone -o vmx_wishbone.v
+  vmxswitch verilog --config compact > vmx_unit.v""")
+    add_config(verb)
+    verb.add_argument("--bus", choices=["streams", "wishbone"], default="streams",
+                      help="what drives the unit: its own streams, or registers on a Wishbone bus "
+                           "(default: %(default)s)")
+    verb.add_argument("-o", "--output", metavar="FILE", type=Path,
+                      help="write to FILE, and what goes with it beside it (default: print)")
+
+
 def add_test(name, verbs):
     verbs.add_parser(
         name, help="run the tests of the checkout",
@@ -297,7 +325,7 @@ def add_test(name, verbs):
 VERBS = {
     "switch": add_switch, "run": add_run, "audit": add_audit, "explain": add_explain,
     "replay": add_replay, "fuzz": add_fuzz, "mutate": add_mutate, "bench": add_bench,
-    "test": add_test,
+    "verilog": add_verilog, "test": add_test,
 }
 
 

@@ -23,17 +23,20 @@ __all__ = ["run"]
 
 SHOWN = 10                             # disagreements that are printed
 #: What a process does between two reports of progress.
-CHUNK_CASES = {"model": 25, "pysim": 1, "verilator": 25}
+CHUNK_CASES = {"model": 25, "pysim": 1, "verilator": 25, "serial": 1}
 
 
 def run(arguments):
     """Replays the cases; 0 if all of them agree, else 1."""
+    line = backends.line(arguments)
     cases = [case for path in arguments.cases for case in _cases(path, arguments.profiles)]
+    if arguments.profile:
+        cases = _of_profile(cases, arguments.profile)
     if arguments.sample:
         cases = sample(cases, arguments.sample)
     with _replacing(arguments.results) if arguments.results else nullcontext() as file:
         started = time.monotonic()
-        results = _results(cases, arguments.backend, arguments.jobs)
+        results = _results(cases, arguments.backend, line, 1 if line else arguments.jobs)
         seconds = time.monotonic() - started
         if file:
             for case, result in zip(cases, results, strict=True):
@@ -46,6 +49,15 @@ def _cases(path, profiles):
     if not cases:
         raise UsageError(f"{path}: holds no case")
     return cases
+
+
+def _of_profile(cases, name):
+    """The cases of one profile; :exc:`UsageError` if there are none."""
+    found = [case for case in cases if case.profile.stem == name]
+    if not found:
+        others = ", ".join(sorted({case.profile.stem for case in cases}))
+        raise UsageError(f"--profile {name}: the cases given are of {others}")
+    return found
 
 
 @contextmanager
@@ -70,7 +82,7 @@ def _replacing(path):
 
 # --- Running: every process has one share of the cases, in an order that makes it build little ---
 
-def _results(cases, backend, jobs):
+def _results(cases, backend, line, jobs):
     """The results of each case, in the order of the cases."""
     order = sorted(range(len(cases)), key=lambda position: str(cases[position].profile))
     size = CHUNK_CASES[backend]
@@ -84,7 +96,8 @@ def _results(cases, backend, jobs):
             submit = _pool(stack).submit if jobs > 1 else _Now
             for start in range(0, len(share), size):
                 positions = share[start:start + size]
-                chunk = submit(_run_chunk, backend, [cases[position] for position in positions])
+                chunk = submit(_run_chunk, backend, line,
+                               [cases[position] for position in positions])
                 chunks[chunk] = positions
         for chunk in as_completed(chunks) if jobs > 1 else chunks:
             for position, result in zip(chunks[chunk], chunk.result(), strict=True):
@@ -108,14 +121,14 @@ def _pool(stack):
     return pool
 
 
-def _run_chunk(backend, cases):
-    return [_runner(backend, case.profile).run(case) for case in cases]
+def _run_chunk(backend, line, cases):
+    return [_runner(backend, line, case.profile).run(case) for case in cases]
 
 
 @lru_cache(maxsize=1)
-def _runner(backend, profile_path):
+def _runner(backend, line, profile_path):
     profile = read_profile(profile_path)
-    return Runner(profile, backends.port(backend, profile.capabilities))
+    return Runner(profile, backends.port(backend, profile.capabilities, line=line))
 
 
 @contextmanager

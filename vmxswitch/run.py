@@ -40,7 +40,8 @@ def run(arguments):
     texts = arguments.guests or SHIPPED[capabilities.intel64]
     sources, programs = zip(*map(_split, texts), strict=True)
     environments = read_environments(sources, arguments.cpu)
-    port = backends.port(arguments.backend, capabilities, waves=arguments.waves is not None)
+    port = backends.port(arguments.backend, capabilities, waves=arguments.waves is not None,
+                         line=backends.line(arguments))
     vmm = Vmm(port, quantum=arguments.quantum, msr_lists=not arguments.shared_msrs)
     turns, ended, kept = [], "", {}
     with backends.recording(port, arguments.waves):

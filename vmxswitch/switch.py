@@ -28,7 +28,8 @@ def run(arguments):
     if arguments.original:
         pair = (str(arguments.original), str(arguments.target))
     original, target = read_environments(pair, arguments.cpu)
-    port = backends.port(arguments.backend, capabilities, waves=arguments.waves is not None)
+    port = backends.port(arguments.backend, capabilities, waves=arguments.waves is not None,
+                         line=backends.line(arguments))
     with backends.recording(port, arguments.waves):
         result = Vmm(port).switch(original, target, dict(arguments.set))
     if arguments.json:
@@ -36,13 +37,13 @@ def run(arguments):
     else:
         print(f"from       {describe(original)}\nto         {describe(target)}\n"
               f"processor  {arguments.config}, {arguments.backend}\n")
-        print("\n\n".join(_report(result, original, target)))
+        print("\n\n".join(_report(result, original, target, arguments.backend)))
     return 0 if result.switched and result.whole else 1
 
 
 # --- The report: parts of text, in order ---
 
-def _report(result, original, target):
+def _report(result, original, target, backend):
     if result.steps:
         yield table("Steps", ["cycle", "mode", "live", "instruction", ""],
                     _step_rows(result.steps))
@@ -67,7 +68,7 @@ def _report(result, original, target):
                     ["register", "wanted", "actual", "restore"], [
             (item.register, f"{item.wanted:#x}", f"{item.actual:#x}", item.restore)
             for item in result.not_carried])
-    yield _watched(result) if result.switched else _refused(result)
+    yield _watched(result, backend) if result.switched else _refused(result, backend)
 
 
 def _step_rows(steps):
@@ -86,7 +87,7 @@ def _step_rows(steps):
             yield str(step.cycle), mode, step.owner, instruction, "" if joined else step.note
 
 
-def _watched(result):
+def _watched(result, backend):
     """The verdict on the cycles."""
     if not result.whole:
         edges = ", ".join(f"{owner} from cycle {cycle}" for cycle, owner in result.changes)
@@ -95,14 +96,21 @@ def _watched(result):
                 f"  changes of owner: {edges or 'none'}\n  mixed cycles: {mixed or 'none'}")
     latency = ""
     if result.entry_cycles:
-        latency = f"\nVM entry {result.entry_cycles} cycles, VM exit {result.exit_cycles} cycles."
+        where = ", counted on the board" if backend == backends.SERIAL else ""
+        latency = (f"\nVM entry {result.entry_cycles} cycles, VM exit {result.exit_cycles} "
+                   f"cycles{where}.")
+    if backend == backends.SERIAL:
+        return (f"Switched: `live` changed owner once, by cycle {result.changes[0].cycle} of the "
+                f"board.\nIt was read after each of {result.checked_cycles} operations since the "
+                "original was loaded and compared\nwith the two environments; each time it was "
+                f"exactly one of them, whole.{latency}")
     return (f"Switched: `live` changed owner at one edge, the one before cycle "
             f"{result.changes[0].cycle}.\nAll {result.checked_cycles} cycles since the original "
             f"was loaded were compared with the two environments;\neach showed exactly one of "
             f"them, whole.{latency}")
 
 
-def _refused(result):
+def _refused(result, backend):
     lines = ["Refused by", *refusal_lines(result.refused_by)]
     if result.misfits:
         lines.append("Not tried: the processor lacks registers of the original, or has them "
@@ -114,5 +122,5 @@ def _refused(result):
         settings = " ".join(f"--set {field}={value:#x}" for field, value in result.cures.items())
         lines.append(f"All entry checks pass with {settings}")
     if not result.whole:
-        lines.append(_watched(result))
+        lines.append(_watched(result, backend))
     return "\n".join(lines)

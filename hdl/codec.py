@@ -1,4 +1,4 @@
-"""Operations, answers and environments as the bits on the unit's ports, for every RTL backend."""
+"""Operations, answers and environments as the bits on the unit's ports, for every backend."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -6,11 +6,12 @@ from functools import lru_cache
 from amaranth.hdl import Shape
 from amaranth.lib import data
 
-from vmxswitch.hdl import interface
-from vmxswitch.hdl.interface import INSTRUCTION_ROWS, Code, Operation
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Answer, Boundary, Delivery, Event, Instruction, Outcome
 from vmxswitch.spec.tables import implemented_reason
+
+from . import interface
+from .interface import INSTRUCTION_ROWS, Code, Operation
 
 __all__ = ["Codec", "Layout"]
 

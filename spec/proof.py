@@ -154,6 +154,9 @@ def _binary(operator, width, a, b):
         case "<<":
             places = b.bits
             return known_bits(width, a.mask << places | (1 << places) - 1, a.bits << places)
+        case ">>" if not b.unknown:
+            ones = (1 << width) - 1
+            return known_bits(width, a.mask >> b.bits | ones & ~(ones >> b.bits), a.bits >> b.bits)
         case "+":
             return _between(width, a.least + b.least, a.most + b.most)
         case "*":

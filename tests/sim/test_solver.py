@@ -20,7 +20,7 @@ EXPRESSIONS = [
     "implies(c, a == b)", "(a + 4 * b)[6:4] == 0", "a <= b <= 9",
 ]
 IMPOSSIBLE = ["a == 3 and a == 5", "a < b and b < a", "a[0] and (a & 1) == 0", "a + b == 31",
-              "c and not c", "a in {1, 2} and a in {4, 8}", "(a << 1)[0]"]
+              "c and not c", "a in {1, 2} and a in {4, 8}", "(a << 1)[0]", "(a >> b) > a"]
 
 
 def any_value(symbol, value):

@@ -39,7 +39,7 @@ def hardware(monkeypatch):
     """A function that puts a class in the place of the compiled unit, in this process."""
     def hardware(port):
         real = backends.port
-        monkeypatch.setattr(backends, "port", lambda backend, capabilities: (
+        monkeypatch.setattr(backends, "port", lambda backend, capabilities, **_: (
             real if backend == "model" else lambda _, of: port(of))(backend, capabilities))
     return hardware
 

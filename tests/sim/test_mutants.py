@@ -30,7 +30,7 @@ KNOWN = [
     ("G83-off4", "neighbours", "depth 1"),  # type 12 for 11
     ("P03-off8", "neighbours", "depth 2"),  # bit 32 of an entry that must be present besides
     ("C89-off2", "neighbours", "depth 1"),  # entries of 17 bytes for 16
-    ("CR0-entry-keeps", "fuzz", ""),
+    ("RIP-entry-keeps", "fuzz", ""),
     ("DR7-entry-off3", "counterexample", ""),  # one bit in the middle of a register
     ("PENDING_DBG-entry-off2", "counterexample", ""),  # an event to inject, and one pending
     ("launched-kept", "fuzz", ""), ("diagnosis-shifted", "fuzz", ""),

@@ -5,6 +5,7 @@ What differs is an expression over fields, registers and the cause of an exit;
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from itertools import islice, product
 
 from vmxswitch.spec.capabilities import Capabilities
@@ -27,10 +28,9 @@ CPUID, TRIPLE_FAULT = 10, 2  #: events that exit always; one of them is caused b
 STARTS = (
     {}, {"GUEST_ACTIVITY_STATE": 3}, {"VM_ENTRY_INTR_INFO": 0x8000_0202},
     {"VM_ENTRY_INTR_INFO": 0x8000_0603, "VM_ENTRY_INSTRUCTION_LENGTH": 1})
-CAUSE = {
-    name: SYMBOL_WIDTHS[name] for name in (
-        "CAUSE_QUALIFICATION", "CAUSE_LENGTH", "CAUSE_INFORMATION", "CAUSE_LINEAR_ADDRESS",
-        "CAUSE_PHYSICAL_ADDRESS")}
+#: Width by symbol of what an event tells, in the order of :class:`Event`; first is the reason.
+CAUSE = {name: SYMBOL_WIDTHS[name] for name in (
+    f"CAUSE_{field.name.upper()}" for field in fields(Event)[1:])}
 GUEST_PREFIX = "NOW_"  # of live registers at the exit; LIVE_: those at the entry
 
 
@@ -81,7 +81,7 @@ def _at_exit(capabilities, registers, differ, reason, mutant) -> Expression:
     if mutant.kind != "event":
         differ = Binary(1, "&", capabilities.bind(row.condition), differ)
     return bind(differ, {
-        "EXIT_REASON": Const(16, reason), "NON_ROOT": 1, "IN_VMX": 1,
+        "EXIT_REASON": Const(16, reason), "NON_ROOT": 1, "IN_VMX": 1, "FIRST_BOUNDARY": 0,
         "EXIT_BY_INSTRUCTION": int(row.instruction_length_saved == "yes")} | {
         f"LIVE_{name}": Symbol(bits, f"{GUEST_PREFIX}{name}") for name, bits in registers.items()})
 

@@ -11,6 +11,7 @@ from amaranth.hdl import Fragment
 
 from vmxswitch.sim import mutants as module
 from vmxswitch.sim import mutation
+from vmxswitch.sim.counterexamples import counterexamples
 from vmxswitch.sim.fuzz.campaign import Worker
 from vmxswitch.sim.model import Model
 from vmxswitch.sim.mutants import KINDS, Control, Mutant, MutantUnit, equivalent, mutants
@@ -19,6 +20,7 @@ from vmxswitch.sim.neighbours import neighbours
 from vmxswitch.sim.observation import observe
 from vmxswitch.sim.verilator import VerilatorPort
 from vmxswitch.spec.capabilities import PRESETS
+from vmxswitch.spec.operations import Event
 from vmxswitch.spec.tables import INSTRUCTIONS
 from vmxswitch.subjects import subject_of
 
@@ -143,6 +145,12 @@ def test_neighbours_come_to_both_sides_of_a_row():
     failing = ["G75" in seen.answer.failing for seen in observe(Model(COMPACT), program)
                if seen is not None and seen.answer is not None]
     assert any(failing) and not all(failing)
+
+
+def test_a_counterexample_tells_whatever_decides_about_an_event():
+    mutant = next(found for found in mutants(COMPACT) if (found.kind, found.row) == ("event", "0"))
+    event, = (step for step in next(counterexamples(subject(), mutant)) if isinstance(step, Event))
+    assert event.reason == 0 and event.interruption
 
 
 def test_known_mutants_are_noticed_by_the_witness_that_is_for_them():

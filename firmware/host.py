@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import count
 
 from vmxswitch.spec.capabilities import Capabilities
+from vmxswitch.spec.structures import LIST_ENTRY_BYTES
 from vmxswitch.spec.tables import CONTROL_WORDS, CONTROLS
 
 from .environment import Environment
@@ -18,14 +19,13 @@ from .plan import PAGE_BYTES, PE_PG, fixed_bits, switch_on, vmcs_fields
 from .port import Port
 
 __all__ = [
-    "HOST_MSRS", "LIST_ENTRY_BYTES", "Memory", "VmcsWriter", "host_environment", "host_registers",
+    "HOST_MSRS", "Memory", "VmcsWriter", "host_environment", "host_registers",
     "is_on",
 ]
 
 BASE = 0xE000_0000
 FEATURE_CONTROL = 5                # locked, VMX outside SMX
 WRITE_BACK = 6
-LIST_ENTRY_BYTES = 16              # of an MSR list
 FREE_PORT = 0x80                   # the guests may write to it: POST codes, and delays
 
 #: What the VMM holds in MSRs that VM entries and exits leave alone.

@@ -6,8 +6,10 @@ Facts: registers.csv.
 
 from collections.abc import Callable, Mapping
 
+from vmxswitch.spec.structures import LIST_ENTRY_BYTES
+
 from .guest import Guest
-from .host import LIST_ENTRY_BYTES, Memory
+from .host import Memory
 from .ledger import Ledger
 from .port import Port
 

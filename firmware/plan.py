@@ -26,6 +26,7 @@ from typing import NamedTuple
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.expression import to_function
+from vmxswitch.spec.operations import NO_VMCS
 from vmxswitch.spec.tables import CONTROL_WORDS, CONTROLS, REGISTERS, expression
 
 from .driver import operand_bits
@@ -43,7 +44,6 @@ PE_PG = 0x8000_0001         # CR0 bits that are a mode of the program, no prepar
 LOCKED, OUTSIDE_SMX = 1, 4  # IA32_FEATURE_CONTROL
 STI_MOV_SS = 0b11           # interruptibility bits that end with the next instruction
 SHUTDOWN = 2                # activity state; from here on a processor executes nothing
-NO_LINK = (1 << 64) - 1
 
 #: Controls that are 1 where the processor offers them: they make the move carry more.
 IF_OFFERED = (
@@ -172,7 +172,7 @@ def vmcs_fields(capabilities: Capabilities, original: Mapping[str, int],
             plan[host_field] = host.get(name, 0)
     width = 64 if target.mode == "64-bit" else 32
     plan["HOST_RIP"] = target.registers["RIP"] - VMXOFF_BYTES & (1 << width) - 1
-    plan["VMCS_LINK_POINTER"] = NO_LINK
+    plan["VMCS_LINK_POINTER"] = NO_VMCS
 
     for word in CONTROL_WORDS.values():
         if word.field in plan and not word.activated_by:

@@ -11,12 +11,13 @@ from amaranth.lib.wiring import In, Out
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Mode
 from vmxswitch.spec.region import WORD_BYTES
+from vmxswitch.spec.structures import LIST_ENTRY_BYTES
 from vmxswitch.spec.tables import ABORTS, expression
 
 from .entry_checker import PDPTES, ListEntry
 from .expression import lower
 from .interface import field_layout, register_layout, require_capabilities, symbol_values
-from .memory_unit import ENTRY_BYTES, Command, CommandSignature
+from .memory_unit import Command, CommandSignature
 
 __all__ = ["ExitSteps"]
 
@@ -111,8 +112,8 @@ class ExitSteps(wiring.Component):
         position = Signal(32)  # entries of the list at hand that are done
         stores = self.exit & (fields.VM_EXIT_MSR_STORE_COUNT != 0)
         loads = fields.VM_EXIT_MSR_LOAD_COUNT != 0
-        store_address = fields.VM_EXIT_MSR_STORE_ADDR + position * ENTRY_BYTES
-        load_address = fields.VM_EXIT_MSR_LOAD_ADDR + position * ENTRY_BYTES
+        store_address = fields.VM_EXIT_MSR_STORE_ADDR + position * LIST_ENTRY_BYTES
+        load_address = fields.VM_EXIT_MSR_LOAD_ADDR + position * LIST_ENTRY_BYTES
         m.d.comb += [
             self.needed.eq(stores | self._pae | self._long_mode_fails | loads),
             self.busy.eq(1),

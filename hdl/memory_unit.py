@@ -10,17 +10,16 @@ from amaranth.lib.wiring import In, Out
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.region import LAUNCH_OFFSET
+from vmxswitch.spec.structures import VTPR_OFFSET
 
 from .entry_checker import PDPTES, ListEntry, MemoryWords, Wants
 from .interface import require_capabilities
 
 __all__ = [
-    "ENTRY_BYTES", "TIMEOUT_CYC", "BusSignature", "Command", "CommandSignature", "MemoryUnit",
+    "TIMEOUT_CYC", "BusSignature", "Command", "CommandSignature", "MemoryUnit",
     "require_timeout",
 ]
 
-VTPR_OFFSET = 0x80
-ENTRY_BYTES = 16  #: of an MSR list
 TIMEOUT_CYC = 1024  #: cycles that a transfer may take if nothing else is said
 
 

@@ -11,6 +11,7 @@ from amaranth.lib.wiring import In, Out
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Mode, Transition
 from vmxswitch.spec.region import FIELDS_OFFSET, LAUNCH_OFFSET, WORD_BYTES
+from vmxswitch.spec.structures import LIST_ENTRY_BYTES
 from vmxswitch.spec.tables import expression
 
 from .entry_checker import Wants
@@ -28,7 +29,7 @@ from .interface import (
     require_capabilities,
     symbol_values,
 )
-from .memory_unit import ENTRY_BYTES, Command, CommandSignature
+from .memory_unit import Command, CommandSignature
 from .vmcs_bank import FieldSelect
 from .vmcs_pointers import Change
 
@@ -337,7 +338,7 @@ class Sequencer(wiring.Component):
         memory, position = self.memory, self._position
         m.d.comb += [
             memory.command.eq(Command.LIST_ENTRY), memory.start.eq(1),
-            memory.address.eq(self.fields.VM_ENTRY_MSR_LOAD_ADDR + position * ENTRY_BYTES),
+            memory.address.eq(self.fields.VM_ENTRY_MSR_LOAD_ADDR + position * LIST_ENTRY_BYTES),
         ]
         with m.If(memory.done):
             m.d.sync += position.eq(position + 1)

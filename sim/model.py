@@ -26,6 +26,7 @@ from vmxswitch.spec.operations import (
     Transition,
 )
 from vmxswitch.spec.region import ABORT_OFFSET, SHADOW_BIT, WORD_BYTES
+from vmxswitch.spec.structures import LIST_ENTRY_BYTES, VTPR_OFFSET
 from vmxswitch.spec.tables import (
     EXIT_REASONS,
     FIELD_BY_ENCODING,
@@ -40,8 +41,6 @@ from .rules import rules
 __all__ = ["Model"]
 
 INVALID_OPCODE, GENERAL_PROTECTION = 6, 13  # exception vectors
-LIST_ENTRY_BYTES = 16
-VTPR_OFFSET = 0x80                          # in the virtual-APIC page
 ADDRESS_MASK = (1 << 64) - 1
 HOST_PDPTES = tuple(f"HOST_PDPTE{number}" for number in range(4))
 

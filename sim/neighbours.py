@@ -12,7 +12,7 @@ reads.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 
-from vmxswitch.spec.capabilities import BoundCheck
+from vmxswitch.spec.capabilities import LIST_STAGE, BoundCheck
 from vmxswitch.spec.expression import (
     Binary,
     Const,
@@ -25,6 +25,7 @@ from vmxswitch.spec.expression import (
 )
 from vmxswitch.spec.operations import Instruction
 from vmxswitch.spec.proof import Undecided, witness
+from vmxswitch.spec.structures import LIST_ENTRY_BYTES, VTPR_OFFSET
 from vmxswitch.spec.tables import SYMBOL_WIDTHS
 
 from .fuzz.program import Region, is_64_bit, operations, revision, vmwrites
@@ -36,9 +37,7 @@ __all__ = ["attempt_with", "neighbours"]
 
 #: A field and a value that no VM entry passes with.
 BLOCKS = (("CR3_TARGET_COUNT", 5), ("HOST_CS_SELECTOR", 0))
-LIST_STAGE, LIST_ENTRY_BYTES = "msr-load", 16
 LIST_WORDS = {"LIST_INDEX": (0, 4), "LIST_RESERVED": (4, 4), "LIST_DATA": (8, 8)}
-VTPR_OFFSET = 0x80
 NARROW, NARROW_OF_TWO = 8, 4  #: bits of a field that gets all its values, alone and beside another
 
 

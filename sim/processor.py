@@ -13,7 +13,9 @@ from vmxswitch.spec.operations import Answer, Instruction, Mode, Outcome
 
 from .rules import rules
 
-__all__ = ["DERIVED", "Fault", "Processor"]
+__all__ = [
+    "AR_L", "CR4_PAE", "CR4_PCIDE", "DERIVED", "EFER_LMA", "EFER_LME", "Fault", "Processor",
+]
 
 #: Entries of an environment that are no registers, with the numbers that they may take: operand
 #: size (it follows from EFER and CS), privilege level (in SS_AR), 64-bit code segment (in CS_AR).

@@ -31,18 +31,21 @@ from vmxswitch.spec.expression import (
 )
 from vmxswitch.spec.operations import Answer, Instruction, Outcome
 from vmxswitch.spec.proof import witness
+from vmxswitch.spec.structures import LIST_ENTRY_BYTES, VTPR_OFFSET
 from vmxswitch.spec.tables import (
     CAPABILITY_MSRS,
     CHECKS,
     CONTROL_WORDS,
     CONTROLS,
     FIELDS,
+    REGISTERS,
     SYMBOL_WIDTHS,
     SYMBOLS,
     expression,
 )
 
 from .cases import Profile
+from .processor import AR_L, CR4_PAE, EFER_LMA, EFER_LME
 from .solver import Changes, Solver, distance, evaluate
 
 __all__ = [
@@ -52,15 +55,11 @@ __all__ = [
 
 VMXON_POINTER, VMCS_POINTER = 0x200000, 0x201000
 REGION_BYTES = 4096
-VTPR_OFFSET = 0x80
-LIST_ENTRY_BYTES = 16
-HARMLESS_MSR = 0x174       # IA32_SYSENTER_CS: an MSR-load list may load it on every processor here
+HARMLESS_MSR = REGISTERS["SYSENTER_CS"].msr  # a list may load it on every processor here
 #: IA32_FS_BASE, an x2APIC MSR, IA32_SMM_MONITOR_CTL, IA32_BIOS_UPDT_TRIG: WRMSR may accept them, a
 #: list must not name them; and indices one bit from them.
 UNLISTED_MSRS = (0xC0000100, 0x808, 0x908, 0x9B, 0x9A, 0x79, 0x78)
-EFER_LME, EFER_LMA = 1 << 8, 1 << 10
-CR4_PAE = 1 << 5
-AR_L, AR_DB = 1 << 13, 1 << 14
+AR_DB = 1 << 14
 
 
 # --- Processors and their valid VMCSs ---

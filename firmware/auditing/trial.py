@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
 from vmxswitch.spec.expression import to_function
-from vmxswitch.spec.operations import Answer, Instruction
-from vmxswitch.spec.tables import FIELDS, expression
+from vmxswitch.spec.operations import NO_VMCS, Answer, Instruction
+from vmxswitch.spec.structures import LIST_ENTRY_BYTES
+from vmxswitch.spec.tables import FIELDS, REGISTERS, expression
 
 from ..driver import Driver
 from ..port import Port
@@ -24,9 +25,7 @@ from .audits import Audit
 __all__ = ["Trial", "on"]
 
 VMXON_REGION, VMCS_REGION, LIST = 0x1000, 0x2000, 0x3000  # physical addresses
-LIST_ENTRY_BYTES = 16
-NO_LINK = (1 << 64) - 1
-HARMLESS_MSR = 0x174  # IA32_SYSENTER_CS stands for entries that are not known
+HARMLESS_MSR = REGISTERS["SYSENTER_CS"].msr  # stands for entries that are not known
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def on(
 
 def _launch(port: Port, audit: Audit) -> Answer:
     capabilities = port.capabilities
-    fields = {"VMCS_LINK_POINTER": NO_LINK} | audit.dump.fields
+    fields = {"VMCS_LINK_POINTER": NO_VMCS} | audit.dump.fields
     environment = _environment(capabilities, fields)
     port.reset()
     port.write_registers(environment)

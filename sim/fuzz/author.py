@@ -14,6 +14,7 @@ from functools import cache
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import NO_VMCS, Boundary, Event, Instruction, Mode, Outcome
 from vmxswitch.spec.region import SHADOW_BIT, field_offsets
+from vmxswitch.spec.structures import LIST_ENTRY_BYTES, VTPR_OFFSET
 from vmxswitch.spec.tables import (
     CONTROL_WORDS,
     CONTROLS,
@@ -26,6 +27,7 @@ from vmxswitch.spec.tables import (
 from ..memory import Fault
 from ..model import Model
 from ..observation import MemoryFault, MemoryWrite, RegisterWrites, Timing
+from ..processor import CR4_PCIDE, EFER_LMA, EFER_LME
 from ..row_cases import VMCS_POINTER, VMXON_POINTER, RowPair, Subject
 from .coverage import event_reasons
 from .events import guest_events
@@ -39,8 +41,6 @@ SHADOW_POINTER = 0x22_3000
 LIST_ADDRESS, READ_BITMAP, WRITE_BITMAP, EPTP_LIST, PDPT, STORE_LIST, LOAD_LIST = (
     0x23_0000, 0x23_1000, 0x23_2000, 0x23_3000, 0x23_4000, 0x23_5000, 0x23_6000)
 IO_A, IO_B, MSR_BITMAPS, VIRTUAL_APIC = 0x23_7000, 0x23_8000, 0x23_9000, 0x23_A000
-VTPR_OFFSET = 0x80
-LIST_ENTRY_BYTES = 16
 MOST_ACTIONS = 50
 #: Registers that decide whether an instruction is allowed.
 DECIDING = ("CR0", "CR4", "EFER", "RFLAGS", "CS_AR", "SS_AR", "IA32_FEATURE_CONTROL")
@@ -74,7 +74,7 @@ INTERCEPTS = (
 ENDED_BY_DELIVERY = (
     ("GUEST_INTERRUPTIBILITY_STATE", 1), ("GUEST_INTERRUPTIBILITY_STATE", 2),
     ("GUEST_PENDING_DBG_EXCEPTIONS", 1))
-LMA_AND_LME, PCIDE = 0x500, 1 << 17
+LMA_AND_LME = EFER_LMA | EFER_LME
 GOOD_PAT, BAD_PAT = 0x0007_0406_0007_0406, 0x0002_0406_0007_0406
 
 
@@ -543,7 +543,7 @@ class Author:
         for field, mask in (
             ("VM_EXIT_CTLS", ~(1 << CONTROLS["EXIT_HOST_ADDR_SPACE_SIZE"].low)),
             ("VM_ENTRY_CTLS", ~(1 << CONTROLS["ENTRY_IA32E_MODE_GUEST"].low)),
-            ("HOST_IA32_EFER", ~LMA_AND_LME), ("HOST_CR4", ~PCIDE), ("HOST_RIP", (1 << 32) - 1),
+            ("HOST_IA32_EFER", ~LMA_AND_LME), ("HOST_CR4", ~CR4_PCIDE), ("HOST_RIP", (1 << 32) - 1),
         ):
             if field in fields and fields[field] & ~mask:
                 yield from self._write(field, fields[field] & mask)

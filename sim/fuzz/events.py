@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 
 from vmxswitch.spec.operations import Boundary, Event
+from vmxswitch.spec.structures import VTPR_OFFSET
 
 from ..model import Model
 from ..observation import MemoryWrite, RegisterWrites, TimePasses
@@ -128,8 +129,8 @@ def _boundary(chance, model):
 
 def _task_priority(chance, model):
     """The core has carried out MOV to CR8."""
-    address = model.field("VIRTUAL_APIC_ADDR") | 0x80
-    if not address & 0xF7F and address < 1 << 52:
+    address = model.field("VIRTUAL_APIC_ADDR") | VTPR_OFFSET
+    if address & 0xFFF == VTPR_OFFSET and address < 1 << 52:
         yield MemoryWrite(address, 4, chance.getrandbits(4) << 4)
     yield Event(43)
 

@@ -207,31 +207,17 @@ def test_a_watcher_sees_every_operation(server):
 
 # --- The line ---
 
-@pytest.mark.parametrize("number", [0, 1, 5, 6, 40, 70, 80])
+@pytest.mark.parametrize("direction, number", [
+    *(("to_board", number) for number in (0, 1, 5, 6, 40, 70, 80)),
+    *(("to_host", number) for number in (0, 3, 20, 30))])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_byte_to_the_board_is_noticed_and_the_next_start_recovers(
-    server, number, damage,
-):
+def test_a_damaged_byte_is_noticed_and_the_next_start_recovers(server, direction, number, damage):
     port = opened(server)
-    server.to_board = Line(number, DAMAGES[damage])
+    setattr(server, direction, Line(number, DAMAGES[damage]))
     with pytest.raises(LinkError, match="were changed or lost|does not answer|stays busy"):
         works(port)
         port.execute(Instruction("VMXOFF"))
-    server.to_board = bytes
-    assert works(opened(server))
-
-
-@pytest.mark.parametrize("number", [0, 3, 20, 30])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_byte_from_the_board_is_noticed_and_the_next_start_recovers(
-    server, number, damage,
-):
-    port = opened(server)
-    server.to_host = Line(number, DAMAGES[damage])
-    with pytest.raises(LinkError, match="were changed or lost|does not answer|stays busy"):
-        works(port)
-        port.execute(Instruction("VMXOFF"))
-    server.to_host = bytes
+    setattr(server, direction, bytes)
     assert works(opened(server))
 
 

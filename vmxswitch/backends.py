@@ -10,14 +10,16 @@ from vmxswitch.spec.errors import UsageError
 
 __all__ = ["BACKENDS", "CLOCKLESS", "port", "recording"]
 
-#: Module and class of each backend, and whether it is compiled.
+#: Module and class of each backend, and the extras that it needs.
 BACKENDS = {
-    "model": ("vmxswitch.sim.model", "Model", False),
-    "pysim": ("vmxswitch.sim.pysim", "PysimPort", False),
-    "verilator": ("vmxswitch.sim.verilator", "VerilatorPort", True),
+    "model": ("vmxswitch.sim.model", "Model", ()),
+    "pysim": ("vmxswitch.sim.pysim", "PysimPort", ()),
+    "verilator": ("vmxswitch.sim.verilator", "VerilatorPort", ("compiled",)),
+    "netlist": ("vmxswitch.sim.verilator", "NetlistPort", ("compiled", "fpga")),
 }
-#: The backend that counts operations, not cycles, and has no waves.
+#: The backend that counts operations, not cycles; those that have no waves.
 CLOCKLESS = "model"
+WAVELESS = (CLOCKLESS, "netlist")
 
 
 def port(backend: str, capabilities: Capabilities, *, waves: bool = False):
@@ -28,12 +30,14 @@ def port(backend: str, capabilities: Capabilities, *, waves: bool = False):
     Raises :exc:`~vmxswitch.extras.MissingExtra` if the backend's tools are not installed, and
     :exc:`UsageError` for waves of a backend that has none.
     """
-    if waves and backend == CLOCKLESS:
+    if waves and backend in WAVELESS:
         raise UsageError("--waves shows the hardware; it needs --backend pysim or verilator")
-    module, name, compiled = BACKENDS[backend]
-    if compiled:
+    module, name, needed = BACKENDS[backend]
+    if needed:
         extras.need_compiled()
-    options = {"waves": True} if compiled and waves else {}
+    for extra in needed:
+        extras.need(extra)
+    options = {"waves": True} if waves and needed else {}
     return getattr(importlib.import_module(module), name)(capabilities, **options)
 
 

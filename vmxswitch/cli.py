@@ -22,7 +22,7 @@ from vmxswitch.spec.errors import UsageError
 __all__ = ["main", "parser"]
 
 BACKENDS_IN_WORDS = ("reference model, hardware simulated in Python, the same hardware compiled by "
-                     "Verilator")
+                     "Verilator, or what FPGA synthesis makes of it, compiled")
 
 
 def main(argv=None):
@@ -235,9 +235,9 @@ def add_fuzz(name, verbs):
   vmxswitch fuzz --seed 7 --first 1200 --count 1 --backend pysim
   vmxswitch fuzz --minutes 60 --cluster tcp://192.0.2.1:8786""")
     add_config(verb)
-    verb.add_argument("--backend", choices=["verilator", "pysim"], default="verilator",
-                      help="hardware compiled by Verilator, or simulated in Python, some hundred "
-                           "times slower (default: %(default)s)")
+    verb.add_argument("--backend", choices=["verilator", "pysim", "netlist"], default="verilator",
+                      help="hardware compiled by Verilator, simulated in Python, some hundred times "
+                           "slower, or after FPGA synthesis (default: %(default)s)")
     verb.add_argument("--seed", metavar="N", type=natural, default=1,
                       help="what the programs follow from (default: %(default)s)")
     verb.add_argument("--first", metavar="N", type=natural, default=0,
@@ -265,7 +265,7 @@ def add_bench(name, verbs):
   vmxswitch bench
   vmxswitch bench --backend model --backend verilator --seconds 10 --json""")
     verb.add_argument("--backend", choices=BACKENDS, action="append",
-                      help=f"{BACKENDS_IN_WORDS}; may be repeated (default: all)")
+                      help=f"{BACKENDS_IN_WORDS}; may be repeated (default: all but netlist)")
     verb.add_argument("--seconds", metavar="S", type=duration, default=3.0,
                       help="time for each figure (default: %(default)s)")
     verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")

@@ -23,7 +23,7 @@ from .interface import (
     require_capabilities,
     symbol_values,
 )
-from .vmcs_bank import FieldSelect, VmcsBank
+from .vmcs_bank import FieldSelect
 
 __all__ = ["GENERAL_PROTECTION", "INVALID_OPCODE", "Decision", "Failures", "InstructionUnit"]
 
@@ -67,6 +67,8 @@ class InstructionUnit(wiring.Component):
     -------
     request : In(Request)
         The instruction at hand.
+    named : In(FieldSelect)
+        The field that bits 31:0 of its operand name.
     fields, live, mode : In
         The current VMCS, the running environment and the present mode.
     current_vmcs, vmxon_pointer : In(64), launched, shadow, resident, slot_shadow : In(1)
@@ -87,7 +89,7 @@ class InstructionUnit(wiring.Component):
     def __init__(self, capabilities: Capabilities):
         self._capabilities = require_capabilities(self, capabilities)
         super().__init__({
-            "request": In(Request), "fields": In(field_layout(capabilities)),
+            "request": In(Request), "named": In(FieldSelect), "fields": In(field_layout(capabilities)),
             "live": In(register_layout(capabilities)), "mode": In(Mode),
             "current_vmcs": In(64), "vmxon_pointer": In(64), "launched": In(1), "shadow": In(1),
             "resident": In(1), "slot_shadow": In(1),
@@ -104,8 +106,9 @@ class InstructionUnit(wiring.Component):
             operand.eq(Mux(self.wide, request.operand, request.operand[:32])),
             self.source.eq(Mux(self.wide, request.source, request.source[:32])),
             self.word_address.eq(self._word_address(operand)),
+            self.select.eq(self.named),
+            self.select.exists.eq(self.named.exists & (operand[32:] == 0)),
         ]
-        VmcsBank.decode(self._capabilities, m, operand, self.select)
         values = self._values(operand)
         m.d.comb += self.wide.eq(lower(self._capabilities.bind(expression("MODE64")), values))
         with m.Switch(request.operation):

@@ -29,7 +29,7 @@ from .interface import (
     symbol_values,
 )
 from .memory_unit import ENTRY_BYTES, Command, CommandSignature
-from .vmcs_bank import FieldSelect
+from .vmcs_bank import FieldSelect, VmcsBank
 from .vmcs_pointers import Change
 
 __all__ = ["Retired", "Sequencer"]
@@ -72,6 +72,8 @@ class Sequencer(wiring.Component):
         What became of each request; of each event.
     request : Out(Request), event : Out(Event), by_event : Out(1)
         The operation at hand; it is the event if ``by_event``, else the request.
+    named : Out(FieldSelect), named_next : Out(FieldSelect)
+        The field that bits 31:0 of the request's operand name, now and after the next edge.
     busy : Out(1)
         An operation is at hand; the core's register writes wait.
     fields, mode : In
@@ -130,6 +132,7 @@ class Sequencer(wiring.Component):
             "responses": Out(stream.Signature(Response)),
             "verdicts": Out(stream.Signature(Response)),
             "request": Out(Request), "event": Out(Event), "by_event": Out(1), "busy": Out(1),
+            "named": Out(FieldSelect), "named_next": Out(FieldSelect),
             "fields": In(field_layout(capabilities)), "mode": In(Mode),
             "decision": In(Decision), "word_address": In(64), "source": In(64),
             "select": In(FieldSelect), "wide": In(1), "word": Out(64), "list_failed": Out(1),
@@ -171,13 +174,20 @@ class Sequencer(wiring.Component):
     # --- acceptance and decision ---
 
     def _accept(self, m):
-        """One register for the operation at hand, filled when the one before it finishes."""
+        """One register for the operation at hand, filled when the one before it finishes.
+
+        The field that it names is looked up on the way, so that the bank can read it meanwhile.
+        """
         self._finish = Signal()
         free = ~self.busy | self._finish
+        named = Signal(FieldSelect)
+        VmcsBank.decode(self._capabilities, m, self.requests.p.operand[:32], named)
         m.d.comb += [
             self.events.ready.eq(free),
             self.requests.ready.eq(free & ~self.events.valid),
+            self.named_next.eq(Mux(free, named, self.named)),
         ]
+        m.d.sync += self.named.eq(self.named_next)
         with m.If(free):
             m.d.sync += [
                 self.busy.eq(self.events.valid | self.requests.valid),

@@ -141,7 +141,8 @@ class VmxUnit(wiring.Component):
 
         # instructions
         m.d.comb += [
-            instructions.request.eq(sequencer.request), instructions.word.eq(sequencer.word),
+            instructions.request.eq(sequencer.request), instructions.named.eq(sequencer.named),
+            instructions.word.eq(sequencer.word),
             instructions.vmxon_pointer.eq(pointers.vmxon_pointer),
             instructions.launched.eq(pointers.launched), instructions.shadow.eq(pointers.shadow),
             instructions.failures.controls.eq(checker.controls_fail),
@@ -220,11 +221,13 @@ class VmxUnit(wiring.Component):
             bank.select.eq(instructions.select), bank.w_data.eq(sequencer.w_data),
             bank.w_stb.eq(sequencer.w_stb), sequencer.r_data.eq(bank.r_data),
             memory.r_field.eq(bank.r_data), bank.slot.eq(pointers.current),
+            bank.slot_next.eq(pointers.current_next), bank.select_next.eq(sequencer.named_next),
         ]
         with m.If(sequencer.transfer):
             m.d.comb += [
-                bank.slot.eq(pointers.slot),
+                bank.slot.eq(pointers.slot), bank.slot_next.eq(pointers.slot),
                 bank.select.number.eq(memory.number), bank.select.high.eq(0),
+                bank.select_next.number.eq(memory.number_next), bank.select_next.high.eq(0),
                 bank.w_data.eq(memory.w_field), bank.w_stb.eq(memory.w_field_stb),
             ]
         self._bank_load(m, bank, commit, exits, sequencer)

@@ -89,7 +89,8 @@ class InstructionUnit(wiring.Component):
     def __init__(self, capabilities: Capabilities):
         self._capabilities = require_capabilities(self, capabilities)
         super().__init__({
-            "request": In(Request), "named": In(FieldSelect), "fields": In(field_layout(capabilities)),
+            "request": In(Request), "named": In(FieldSelect),
+            "fields": In(field_layout(capabilities)),
             "live": In(register_layout(capabilities)), "mode": In(Mode),
             "current_vmcs": In(64), "vmxon_pointer": In(64), "launched": In(1), "shadow": In(1),
             "resident": In(1), "slot_shadow": In(1),

@@ -74,8 +74,9 @@ class VmcsPointers(wiring.Component):
             "slot_pointer": Out(64), "slot_launched": Out(1), "slot_shadow": Out(1),
             "change": In(Change), "strobe": In(1), "w_shadow": In(1),
             "w_launched": In(1), "w_launched_stb": In(1),
-            "current": Out(slot), "current_next": Out(slot), "current_vmcs": Out(64, init=NO_VMCS), "launched": Out(1),
-            "shadow": Out(1), "vmxon_pointer": Out(64),
+            "current": Out(slot), "current_next": Out(slot),
+            "current_vmcs": Out(64, init=NO_VMCS), "launched": Out(1), "shadow": Out(1),
+            "vmxon_pointer": Out(64),
         })
 
     def elaborate(self, platform):

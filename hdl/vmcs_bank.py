@@ -57,6 +57,9 @@ class VmcsBank(wiring.Component):
     w_data : In(64)
         Value for the selected field, cut to its width; bits 31:0 go to bits 63:32 of the field if
         ``select.high``.
+    w_en : In(1)
+        ``w_stb`` may be high in this cycle, but no bit of ``load_stb`` other than that of
+        VM_INSTRUCTION_ERROR. Known long before the strobes, so that it can choose the data.
     w_stb : In(1)
         Writes ``w_data`` at the next edge. Not together with a bit of ``load_stb``.
     load : In(:func:`~.interface.field_layout`)
@@ -73,7 +76,7 @@ class VmcsBank(wiring.Component):
         super().__init__({
             "slot": In(slot), "fields": Out(layout), "select": In(FieldSelect),
             "slot_next": In(slot), "select_next": In(FieldSelect), "r_data": Out(64),
-            "w_data": In(64), "w_stb": In(1), "load": In(layout),
+            "w_data": In(64), "w_en": In(1), "w_stb": In(1), "load": In(layout),
             "load_stb": In(len(capabilities.fields)), "changing": Out(1),
         })
 
@@ -128,8 +131,11 @@ class VmcsBank(wiring.Component):
                 following.eq(w_data), write.eq(Cat(written & ~select.high, written)),
             ]
             if symbol in loaded:
+                late = symbol == "VM_INSTRUCTION_ERROR"
+                with m.If(self.load_stb[number] if late else ~self.w_en):
+                    m.d.comb += following.eq(self.load[symbol])
                 with m.If(self.load_stb[number]):
-                    m.d.comb += [following.eq(self.load[symbol]), write.eq(0b11)]
+                    m.d.comb += write.eq(0b11)
             for low in range(0, bits, 32):
                 part = slice(low, min(low + 32, bits))
                 self._keep(m, f"{symbol}_{low}", self.fields[symbol][part], following[part],

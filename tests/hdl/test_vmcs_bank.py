@@ -30,6 +30,7 @@ def test_every_field_is_written_and_read_at_its_width(simulate, preset, slots):
         for number, symbol in enumerate(preset.fields):
             ctx.set(dut.select, select(preset, symbol))
             ctx.set(dut.w_data, PATTERN ^ number)
+            ctx.set(dut.w_en, 1)
             ctx.set(dut.w_stb, 1)
             assert ctx.get(dut.changing)
             await ctx.tick()
@@ -51,6 +52,7 @@ def test_high_half_replaces_bits_63_to_32_only(simulate, preset, slots):
         for high, data in ((0, PATTERN), (1, 0xAAAA_BBBB_CCCC_DDDD)):
             ctx.set(dut.select, select(preset, "TSC_OFFSET", high))
             ctx.set(dut.w_data, data)
+            ctx.set(dut.w_en, 1)
             ctx.set(dut.w_stb, 1)
             await ctx.tick()
         ctx.set(dut.w_stb, 0)
@@ -69,6 +71,7 @@ def test_a_read_at_the_edge_of_a_write_shows_what_is_written(simulate, preset, s
     async def testbench(ctx):
         ctx.set(dut.select, select(preset, symbol))
         ctx.set(dut.w_data, PATTERN)
+        ctx.set(dut.w_en, 1)
         ctx.set(dut.w_stb, 1)
         expected = PATTERN & (1 << preset.bits(FIELDS[symbol])) - 1
         assert await read(ctx, dut, select(preset, symbol)) == expected
@@ -98,17 +101,20 @@ def test_slots_are_apart_and_shown_in_the_same_cycle(simulate, preset, slots):
     number = list(preset.fields).index("GUEST_RIP")
 
     async def testbench(ctx):
-        ctx.set(dut.load_stb, 1 << number)
-        ctx.set(dut.w_stb, 1)
         for slot in range(slots):
             ctx.set(dut.slot, slot)
             ctx.set(dut.load.GUEST_RIP, 0x100 + slot)
+            ctx.set(dut.load_stb, 1 << number)
+            await ctx.tick()
+            ctx.set(dut.load_stb, 0)
+            ctx.set(dut.w_en, 1)
+            ctx.set(dut.w_stb, 1)
             for symbol, value in (("GUEST_RSP", 0x200), ("HOST_RSP", 0x300)):
                 ctx.set(dut.select, select(preset, symbol))
                 ctx.set(dut.w_data, value + slot)
                 await ctx.tick()
-        ctx.set(dut.load_stb, 0)
-        ctx.set(dut.w_stb, 0)
+            ctx.set(dut.w_en, 0)
+            ctx.set(dut.w_stb, 0)
         for slot in reversed(range(slots)):
             ctx.set(dut.slot, slot)
             assert ctx.get(dut.fields.GUEST_RIP) == 0x100 + slot

@@ -145,7 +145,8 @@ class Flow:
         try:
             self._run(self._placer, [
                 *arguments, "--seed", str(seed), "--freq", f"{self.target_mhz:g}",
-                "--timing-allow-fail", "--report", f"{name}.json"], f"{name}.tim")
+                "--router", "router2", "--timing-allow-fail", "--report", f"{name}.json",
+            ], f"{name}.tim")
         except Failure:
             for cell, used, available in self._utilisation(name):
                 if used > available:

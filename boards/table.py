@@ -72,8 +72,8 @@ BOARDS = {board.name: board for board in [
           ("-c", "cmsisdap")),
     Board("ice40-hx8k-evn", "amaranth_boards.ice40_hx8k_b_evn:ICE40HX8KBEVNPlatform", "compact",
           ICE40),
-    Board("icebreaker", "amaranth_boards.icebreaker:ICEBreakerPlatform", "micro", ICE40),
-    Board("icesugar", "amaranth_boards.icesugar:ICESugarPlatform", "micro"),
+    Board("icebreaker", "amaranth_boards.icebreaker:ICEBreakerPlatform", "compact", ICE40),
+    Board("icesugar", "amaranth_boards.icesugar:ICESugarPlatform", "compact"),
 ]}
 
 

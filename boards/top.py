@@ -1,7 +1,7 @@
 """What goes onto a board: the unit, and what stands between its ports and two pins."""
 
 from amaranth import Cat, Elaboratable, Module, Signal, Value
-from amaranth.lib import wiring
+from amaranth.lib import io, wiring
 from amaranth.lib.wiring import In, Out
 
 from vmxswitch.hdl.vmx_unit import VmxUnit
@@ -73,6 +73,8 @@ class BoardTop(Elaboratable):
     def elaborate(self, platform):
         m = Module()
         m.submodules.face = self._face
-        uart = platform.request("uart")
-        m.d.comb += [self._face.rx.eq(uart.rx.i), uart.tx.o.eq(self._face.tx)]
+        uart = platform.request("uart", dir="-")
+        m.submodules.rx = rx = io.Buffer("i", uart.rx)
+        m.submodules.tx = tx = io.Buffer("o", uart.tx)
+        m.d.comb += [self._face.rx.eq(rx.i), tx.o.eq(self._face.tx)]
         return m

@@ -5,6 +5,7 @@ registers that it leads to, by the name of those registers; one that leads to se
 """
 
 import json
+import re
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 LOGIC = {"LUT4", "SB_LUT4", "CCU2C", "SB_CARRY", "PFUMX", "L6MUX21"}
 LUTS, FLIP_FLOPS = ("LUT4", "SB_LUT4"), ("TRELLIS_FF", "SB_DFF")
 MANY = 3
+#: Names that Yosys gives, after the cell that drives or reads a bit.
+MADE_BY_TOOL = re.compile(
+    r"^\$|_(LUT4|TRELLIS_FF|PFUMX|L6MUX21|CCU2C|SB_[A-Z0-9]+|DO[AB]\d+|AD[AB]\d+)_")
 
 
 def main(path):
@@ -45,14 +49,12 @@ def main(path):
 
 
 def _names(module):
-    """For each bit the shortest name of ours: component and signal."""
-    names = {}
-    for name, row in module["netnames"].items():
-        short = ".".join(name.removeprefix("face.").removeprefix("unit.").split(".")[:2])
-        for bit in row["bits"]:
-            known = names.setdefault(bit, short)
-            if not name.startswith("$") and (known.startswith("$") or len(short) < len(known)):
-                names[bit] = short
+    """For each bit the shortest name of ours, as component and signal; "?" if there is none."""
+    names = defaultdict(lambda: "?")
+    for name, row in sorted(module["netnames"].items(), key=lambda item: -len(item[0])):
+        if not MADE_BY_TOOL.search(name):
+            short = ".".join(name.removeprefix("face.").removeprefix("unit.").split(".")[:2])
+            names |= dict.fromkeys(row["bits"], short)
     return names
 
 

@@ -172,8 +172,9 @@ class Flow:
         if not path.exists():
             path.write_text(done.stdout)
         if done.returncode:
-            errors = re.findall(r"ERROR: .*", done.stdout) or done.stdout.splitlines()[-1:]
-            raise Failure(f"{tool} failed: {''.join(errors[:1])}; see {path}")
+            said = re.findall(r"ERROR: .*", done.stdout) or done.stdout.splitlines()[-1:]
+            error, *_ = said or [f"exit status {done.returncode}"]
+            raise Failure(f"{tool} failed: {error}; see {path}")
 
     def _utilisation(self, name) -> Iterator[tuple[str, int, int]]:
         """Cells used and available, by the log of a placement."""

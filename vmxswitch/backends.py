@@ -15,7 +15,7 @@ BACKENDS = {
     "model": ("vmxswitch.sim.model", "Model", ()),
     "pysim": ("vmxswitch.sim.pysim", "PysimPort", ()),
     "verilator": ("vmxswitch.sim.verilator", "VerilatorPort", ("compiled",)),
-    "netlist": ("vmxswitch.sim.verilator", "NetlistPort", ("compiled", "fpga")),
+    "netlist": ("vmxswitch.sim.verilator", "NetlistPort", ("compiled", "netlist")),
 }
 #: The backend that counts operations, not cycles.
 CLOCKLESS = "model"

@@ -23,7 +23,7 @@ from vmxswitch.spec.errors import UsageError
 __all__ = ["main", "parser"]
 
 BACKENDS_IN_WORDS = ("reference model, hardware simulated in Python, the same hardware compiled by "
-                     "Verilator, or what FPGA synthesis makes of it, compiled")
+                     "Verilator, or after FPGA synthesis")
 
 
 def main(argv=None):
@@ -85,7 +85,7 @@ def add_config(verb):
 
 def add_backend(verb, default):
     verb.add_argument("--backend", choices=[*BACKENDS, SERIAL], default=default,
-                      help=f"{BACKENDS_IN_WORDS}, or a board (default: %(default)s)")
+                      help=f"{BACKENDS_IN_WORDS}; serial: a board (default: %(default)s)")
     verb.add_argument("--port", metavar="DEVICE",
                       help="serial port of the board, such as /dev/ttyUSB0")
     verb.add_argument("--baud", metavar="N", type=positive, default=115_200,

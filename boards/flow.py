@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmxswitch.hdl.verilog import SYNTHESIS
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
 
@@ -25,9 +26,6 @@ __all__ = ["DoesNotFit", "Failure", "Flow", "Placement", "Size", "Tools"]
 NAME = "top"
 #: Name of a cell of the netlist, and how many look-up tables with four inputs it takes.
 LUTS = {"LUT4": 1, "SB_LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4}
-#: Options of synthesis by the tool that places. Tables with more than four inputs, made of several
-#: by multiplexers of the slice, take more tables in all.
-SYNTHESIS = {"nextpnr-ecp5": "-nowidelut"}
 FLIP_FLOPS, MEMORIES = ("TRELLIS_FF", "SB_DFF"), ("DP16KD", "SB_RAM40_4K")
 #: Cells that limit what fits, as the tools for placement call them.
 LOGIC = ("TRELLIS_COMB", "ICESTORM_LC")
@@ -118,7 +116,7 @@ class Flow:
         """The netlist before synthesis, the constraints and the commands."""
         _, placer, _ = self._tools
         plan = self._platform.prepare(
-            self._top, NAME, emit_src=False, synth_opts=SYNTHESIS.get(placer, ""),
+            self._top, NAME, emit_src=False, synth_opts=SYNTHESIS[placer.removeprefix("nextpnr-")],
             script_after_synth="tee -q -o size.json stat -json")
         # The clock to place for is an argument, and may be another one than the board's.
         for name in (f"{NAME}.pcf", f"{NAME}.lpf"):

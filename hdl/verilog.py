@@ -15,7 +15,7 @@ from amaranth.lib import wiring
 from vmxswitch import spec
 from vmxswitch.spec.errors import UsageError
 
-__all__ = ["TOP", "WAIVERS", "convert", "source_files", "to_rtlil"]
+__all__ = ["SYNTHESIS", "TOP", "WAIVERS", "convert", "source_files", "to_rtlil"]
 
 TOP = "vmx_unit"
 #: Rules of Verilator that the text breaks, each with the reason why that is right.
@@ -27,6 +27,9 @@ WAIVERS = {
     "WIDTHEXPAND": "constants are written as short as they are",
     "WIDTHTRUNC": "`!` of a vector asks whether all of it is 0",
 }
+#: Options of Yosys's `synth_<family>`. Look-up tables with more than four inputs, which slices of
+#: an ECP5 make of several by multiplexers, take more tables in all.
+SYNTHESIS = {"ecp5": "-nowidelut", "ice40": ""}
 #: What Yosys does. Without `proc` whatever is constant would stand in an `always @*`, which nothing
 #: ever starts; without `opt_clean` thousands of wires would lead nowhere.
 PASSES = ("proc", "opt_expr", "opt_clean -purge", "memory_collect")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from amaranth.hdl import Elaboratable
 
-from vmxswitch.hdl.verilog import TOP, source_files, to_rtlil
+from vmxswitch.hdl.verilog import SYNTHESIS, TOP, source_files, to_rtlil
 from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
@@ -49,6 +49,10 @@ OPTIMISE = ("opt_expr", "opt_merge", "opt_muxtree", "opt_reduce", "opt_merge", "
             "opt_clean", "opt_expr", "opt_merge", "opt_clean")
 #: FPGA family of a netlist by natural width: those of the boards that the presets are for.
 FAMILIES = {64: "ecp5", 32: "ice40"}
+#: Further options of synthesis, and the file with what each cell does. Yosys has no model of the
+#: ECP5's block RAM: the memory that would be one is made of distributed RAM.
+CELLS = {"ecp5": ("-nobram", "-D NO_INCLUDES +/lattice/cells_sim_ecp5.v"),
+         "ice40": ("", "+/ice40/cells_sim.v")}
 VERILATOR_OPTIONS = (
     "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal",
     "-Wno-lint", "-Wno-style",
@@ -159,9 +163,10 @@ def _passes(capabilities, form) -> tuple[str, ...]:
     if form is Form.WAVES:  # signals keep their names and places
         return "proc -nomux -norom", "memory_collect"
     family = FAMILIES[capabilities.natural_bits]
+    options, cells = CELLS[family]
     return (
-        f"synth_{family} -top {TOP}", "delete =A:blackbox",
-        f"read_verilog -defer +/{family}/cells_sim.v",  # what each cell does
+        f"synth_{family} {SYNTHESIS[family]} {options} -top {TOP}", "delete =A:blackbox",
+        f"read_verilog -defer {cells}",
         f"hierarchy -top {TOP}", "proc", "flatten -noscopeinfo", "delete t:$scopeinfo",
         "setattr -unset src -unset keep *", "opt_clean -purge", *OPTIMISE, "opt_clean -purge")
 

@@ -31,7 +31,7 @@ from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, 
 
 __all__ = [
     "CONTROL", "KINDS", "PROOF_CASES", "Control", "Mutant", "MutantUnit", "differences",
-    "equivalent", "mutants",
+    "equivalent", "mutants", "wrong_expression",
 ]
 
 NUMBER_BITS = 16
@@ -630,6 +630,12 @@ def differences(capabilities: Capabilities, mutant: Mutant) -> Iterator[ir.Expre
             ir.bind(ir.Slice(1, value, bit), {}) for value in (right, wrong)))
         if differ.left != differ.right:
             yield differ
+
+
+def wrong_expression(capabilities: Capabilities, mutant: Mutant) -> ir.Expression:
+    """What a mutant has in place of its row's expression; not of an outcome or control logic."""
+    _, variant = _plan(capabilities).variants[mutant.number]
+    return variant
 
 
 def _facts(capabilities, site, names) -> Iterator[ir.Expression]:

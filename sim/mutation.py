@@ -21,6 +21,7 @@ from .runner import Runner
 from .sweeps import SWEEPS
 from .verilator import Kind, VerilatorPort
 from .verilator_build import library
+from .watched_model import WatchedModel
 
 __all__ = ["EXPLAINED", "WITNESSES", "Defect", "MutantPort", "Verdict", "hunt"]
 
@@ -254,28 +255,46 @@ def _by_counterexamples(task, port, worker):
 
 
 def _by_sweeps(task, port, worker):
-    alive, found = [*task.numbers], []
-    for name, program in SWEEPS.items():
-        if alive:
-            recording = _recorded([*program(task.subject)], port, worker.sides.model)
-            noticed = [number for number in alive if recording.differs(number)]
-            alive = [number for number in alive if number not in noticed]
-            found += [(number, "sweep", name) for number in noticed]
-    return found
+    model = _watched(task, worker)
+
+    def record(name):
+        return _recorded([*SWEEPS[name](task.subject)], port, model)
+
+    return _by_recordings(task, "sweep", {name: name for name in SWEEPS}, record, model)
 
 
 def _by_programs(task, port, worker):
-    alive, found = [*task.numbers], []
-    for program in task.programs:
-        if not alive:
-            break
+    model = _watched(task, worker)
+
+    def record(program):
         port.choose(0)
         if worker.run(program).difference is not None:
             raise Defect(f"the unit and the model differ in program {program} of seed {SEED}")
-        recording = port.recording()
-        noticed = [number for number in alive if recording.differs(number)]
+        return port.recording()
+
+    return _by_recordings(
+        task, "fuzz", {program: f"program {program}" for program in task.programs}, record, model)
+
+
+def _watched(task, worker):
+    """A model for the worker that watches the mutants of a task."""
+    by_number = _by_number(task.subject.capabilities)
+    worker.sides.model = WatchedModel(
+        task.subject.capabilities, [by_number[number] for number in task.numbers])
+    return worker.sides.model
+
+
+def _by_recordings(task, witness, details, record, model):
+    """The mutants that one of several programs notices; ``record`` runs it without a mutant."""
+    alive, found = [*task.numbers], []
+    for program, detail in details.items():
+        if not alive:
+            break
+        recording = record(program)
+        noticed = [number for number in alive
+                   if number in model.differing and recording.differs(number)]
         alive = [number for number in alive if number not in noticed]
-        found += [(number, "fuzz", f"program {program}") for number in noticed]
+        found += [(number, witness, detail) for number in noticed]
     return found
 
 

@@ -9,7 +9,7 @@ one says.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from typing import Any
 
 from amaranth import Const, Mux, Signal, Value
@@ -23,15 +23,16 @@ from vmxswitch.hdl.instruction_unit import Decision
 from vmxswitch.hdl.interface import INSTRUCTION_ROWS, Event, Response
 from vmxswitch.hdl.memory_unit import Command
 from vmxswitch.hdl.vmx_unit import VmxUnit
+from vmxswitch.spec import difference
 from vmxswitch.spec import expression as ir
 from vmxswitch.spec.capabilities import BoundCheck, Capabilities
 from vmxswitch.spec.operations import Mode
-from vmxswitch.spec.proof import Undecided, witness
+from vmxswitch.spec.proof import Known, Undecided, known_bits, witness
 from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, STAGES, expression
 
 __all__ = [
     "CONTROL", "KINDS", "PROOF_CASES", "Control", "Mutant", "MutantUnit", "differences",
-    "equivalent", "mutants", "wrong_expression",
+    "equivalent", "mutants", "right_expression", "wrong_expression",
 ]
 
 NUMBER_BITS = 16
@@ -39,6 +40,7 @@ PROOF_CASES = 4000  # that a proof may take
 #: What is wrong in a mutant: the table of its row, or the control logic.
 KINDS = ("check", "register", "information", "event", "instruction", "outcome", "control")
 ZERO, ONE = ir.Const(1, 0), ir.Const(1, 1)
+REASON = ir.Symbol(16, "EXIT_REASON")
 FAILURE_STAGES = ("control", "host")  # passed by a VM entry that ends in an entry failure, too
 
 
@@ -190,7 +192,10 @@ def _sites(capabilities: Capabilities) -> Iterator[_Site]:
     for number, row in EXIT_REASONS.items():
         if row.condition is not None:
             right = capabilities.bind(row.condition)
-            yield _Site("event", str(number), "", row.condition, right, _inverted(right))
+            defined = ir.Invert(1, capabilities.bind(row.undefined))
+            yield _Site(
+                "event", str(number), "", row.condition, right, _inverted(right),
+                lambda variant, defined=defined: ir.Binary(1, "&", defined, variant), STAGES)
     for rows in INSTRUCTIONS.values():
         yield from _instruction_sites(capabilities, rows)
 
@@ -214,7 +219,7 @@ def _register_sites(capabilities):
         yield _Site("register", name, "entry", row.entry, entry, (
             old, ("host", "an entry loads what an exit would load", leave)), passed=STAGES)
         yield _Site("register", name, "exit", row.exit, leave, (
-            old, ("guest", "an exit loads what an entry would load", entry)), passed=("host",))
+            old, ("guest", "an exit loads what an entry would load", entry)), passed=FAILURE_STAGES)
         if row.field in capabilities.fields:
             bits = capabilities.bits(capabilities.fields[row.field])
             yield _Site("register", name, "save", row.save, bound(row.save, bits), (
@@ -612,9 +617,12 @@ def equivalent(capabilities: Capabilities, mutant: Mutant) -> bool:
     site, _ = _plan(capabilities).variants[mutant.number]
     try:
         for differ in differences(capabilities, mutant):
-            for fact in _facts(capabilities, site, ir.symbols(differ)):
+            names = ir.symbols(differ)
+            inputs = {name: known for name in names
+                      if (known := _settled(capabilities, site.passed, name)) is not None}
+            for fact in _facts(capabilities, site, names):
                 differ = ir.Binary(1, "&", differ, fact)
-            if witness(differ, PROOF_CASES) is not None:
+            if witness(differ, PROOF_CASES, inputs) is not None:
                 return False
     except Undecided:
         return False
@@ -624,12 +632,13 @@ def equivalent(capabilities: Capabilities, mutant: Mutant) -> bool:
 def differences(capabilities: Capabilities, mutant: Mutant) -> Iterator[ir.Expression]:
     """For each bit that comes of a wrong row whether it is wrong."""
     site, variant = _plan(capabilities).variants[mutant.number]
-    right, wrong = site.seen(site.right), site.seen(variant)
-    for bit in range(right.width):
-        differ = ir.Binary(1, "^", *(
-            ir.bind(ir.Slice(1, value, bit), {}) for value in (right, wrong)))
-        if differ.left != differ.right:
-            yield differ
+    return difference.differences(site.seen(site.right), site.seen(variant))
+
+
+def right_expression(capabilities: Capabilities, mutant: Mutant) -> ir.Expression:
+    """What comes of a mutant's row if it is right; not of an outcome or control logic."""
+    site, _ = _plan(capabilities).variants[mutant.number]
+    return site.seen(site.right)
 
 
 def wrong_expression(capabilities: Capabilities, mutant: Mutant) -> ir.Expression:
@@ -643,14 +652,44 @@ def _facts(capabilities, site, names) -> Iterator[ir.Expression]:
     if "IN_VMX" in names:
         yield capabilities.bind(expression("implies(NON_ROOT, IN_VMX)"))
     if "EXIT_REASON" in names:
-        reasons = {number for number, row in EXIT_REASONS.items() if row.condition is not None}
+        reasons = {number for number, row in EXIT_REASONS.items()
+                   if row.condition is not None and capabilities.bind(row.condition) != ZERO
+                   and capabilities.bind(row.undefined) != ONE}
         reasons |= {row.number for rows in INSTRUCTIONS.values()
                     for row, _ in _met(capabilities, rows) if row.kind in ("exit", "entry failure")}
-        yield ir.Member(1, ir.Symbol(16, "EXIT_REASON"), tuple(sorted(reasons)))
-    for row in capabilities.checks.values():
-        reads = ir.symbols(row.fails)
-        if row.stage in site.passed and reads <= capabilities.fields.keys() and reads & names:
-            yield ir.Invert(1, row.fails)
+        yield ir.Member(1, REASON, tuple(sorted(reasons)))
+    if "EXIT_BY_INSTRUCTION" in names:
+        instructions = ir.Member(1, REASON, tuple(
+            number for number, row in EXIT_REASONS.items() if row.by_instruction))
+        yield ir.Binary(1, "==", ir.Symbol(1, "EXIT_BY_INSTRUCTION"), instructions)
+    for reads, holds in _passed(capabilities, site.passed):
+        if reads & names:
+            yield holds
+
+
+@cache
+def _passed(capabilities, stages) -> tuple[tuple[frozenset[str], ir.Expression], ...]:
+    """What holds of fields that have passed the checks of some stages, and which these are."""
+    return tuple(
+        (reads, ir.Invert(1, row.fails)) for row in capabilities.checks.values()
+        if row.stage in stages and (reads := ir.symbols(row.fails)) <= capabilities.fields.keys())
+
+
+@cache
+def _settled(capabilities, stages, name) -> Known | None:
+    """The bits of a field that can have one value only, by what holds of it alone."""
+    alone = [holds for reads, holds in _passed(capabilities, stages) if reads == {name}]
+    if not alone:
+        return None
+    holds = reduce(lambda one, other: ir.Binary(1, "&", one, other), alone)
+    width = capabilities.fields[name].bits
+    mask = bits = 0
+    for bit in (1 << number for number in range(width)):
+        for value in (0, bit):
+            given = {name: known_bits(width, mask | bit, bits | bit & ~value)}
+            if witness(holds, PROOF_CASES, given) is None:
+                mask, bits = mask | bit, bits | value
+    return known_bits(width, mask, bits)
 
 
 class _Mutated(Capabilities):

@@ -74,6 +74,8 @@ def _operand_bits(subject):
         for bit in range(32) if name in ("VMXON", "VMPTRLD") else ():
             if name == "VMXON":
                 yield from _off(subject)
+            else:  # a resident VMCS is not read again
+                yield Instruction("VMCLEAR", pointer=usual["pointer"])
             yield MemoryWrite(usual["pointer"], 4, word ^ 1 << bit)
             yield Instruction(name, **usual)
     for register in ("CR0", "CR4"):

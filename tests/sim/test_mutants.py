@@ -41,7 +41,7 @@ KNOWN = [
 ]
 #: Mutants that random programs come to too rarely, and the sweep that comes to them.
 SWEPT = [("VMXON.13-off3", "operand bits"), ("exit-reason", "events"), ("N28-off1", "region 0"),
-         ("30-off5", "ports")]
+         ("30-off5", "ports"), ("VMPTRLD.8-off3", "operand bits")]
 
 
 @cache

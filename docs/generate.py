@@ -17,6 +17,7 @@ from pathlib import Path
 from amaranth.hdl import Shape
 from amaranth.lib import data, stream, wiring
 
+from vmxswitch.boards.measured import read as read_measured
 from vmxswitch.hdl import interface, register_map
 from vmxswitch.sim.mutation import EXPLAINED
 from vmxswitch.spec import operations, tables
@@ -255,6 +256,17 @@ def registers(whose):
     return _table(["register", "address", "bits", "access", "reset", "meaning"], rows)
 
 
+def measured():
+    """The builds that `build --record` has measured."""
+    return _table(
+        ["board", "configuration", "for MHz", "LUT4", "flip-flops", "RAM blocks", "cells of device",
+         "routed", "MHz, worst and best seed", "Yosys, nextpnr", "date"],
+        [(f"`{row.board}`", f"`{row.config}`", row.target_mhz, row.lut, row.ff, row.bram,
+          f"{row.cells} of {row.available}" if row.cells else "-", row.routed,
+          f"{row.worst_mhz}, {row.best_mhz} ({row.seeds})" if row.seeds else "-",
+          f"{row.yosys}, {row.nextpnr}", row.date) for row in read_measured()])
+
+
 # --- Text ---
 
 def _named(name):
@@ -297,7 +309,7 @@ PARTS = {
     "about": about, "parameters": parameters, "ports": ports, "struct": struct,
     "enumeration": enumeration, "csv-files": csv_files, "presets": presets, "offered": offered,
     "not-offered": not_offered, "exits": exits, "explained": explained,
-    "registers": registers,
+    "registers": registers, "measured": measured,
 }
 
 

@@ -42,7 +42,7 @@ class Commit(wiring.Component):
     mode : In(Mode)
         Present mode.
     exit : In(1)
-        Which way: 0 guest state goes live, 1 host state goes live.
+        Which way, if any: 0 guest state goes live, 1 host state goes live.
     cause : In(Event), by_instruction : In(1)
         About the VM exit; read if ``exit``.
     host_pdptes : In(:data:`~.entry_checker.PDPTES`)

@@ -3,6 +3,9 @@
 Source: Intel SDM vol. 3C, "VMX Instruction Reference" and "VM Entries".
 """
 
+from functools import reduce
+from operator import or_
+
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -23,7 +26,7 @@ from .interface import (
     require_capabilities,
     symbol_values,
 )
-from .vmcs_bank import FieldSelect, VmcsBank
+from .vmcs_bank import FieldSelect
 
 __all__ = ["GENERAL_PROTECTION", "INVALID_OPCODE", "Decision", "Failures", "InstructionUnit"]
 
@@ -67,6 +70,8 @@ class InstructionUnit(wiring.Component):
     -------
     request : In(Request)
         The instruction at hand.
+    named : In(FieldSelect)
+        The field that bits 31:0 of its operand name.
     fields, live, mode : In
         The current VMCS, the running environment and the present mode.
     current_vmcs, vmxon_pointer : In(64), launched, shadow, resident, slot_shadow : In(1)
@@ -87,7 +92,8 @@ class InstructionUnit(wiring.Component):
     def __init__(self, capabilities: Capabilities):
         self._capabilities = require_capabilities(self, capabilities)
         super().__init__({
-            "request": In(Request), "fields": In(field_layout(capabilities)),
+            "request": In(Request), "named": In(FieldSelect),
+            "fields": In(field_layout(capabilities)),
             "live": In(register_layout(capabilities)), "mode": In(Mode),
             "current_vmcs": In(64), "vmxon_pointer": In(64), "launched": In(1), "shadow": In(1),
             "resident": In(1), "slot_shadow": In(1),
@@ -104,17 +110,20 @@ class InstructionUnit(wiring.Component):
             operand.eq(Mux(self.wide, request.operand, request.operand[:32])),
             self.source.eq(Mux(self.wide, request.source, request.source[:32])),
             self.word_address.eq(self._word_address(operand)),
+            self.select.eq(self.named),
+            self.select.exists.eq(self.named.exists & (operand[32:] == 0)),
         ]
-        VmcsBank.decode(self._capabilities, m, operand, self.select)
         values = self._values(operand)
         m.d.comb += self.wide.eq(lower(self._capabilities.bind(expression("MODE64")), values))
-        with m.Switch(request.operation):
-            for name, rows in INSTRUCTIONS.items():
-                with m.Case(Operation[name]):
-                    self._decide(m, rows, values)
-        m.d.comb += decision.shadow.eq(
-            (self.mode == Mode.NON_ROOT)
-            & request.operation.matches(Operation.VMREAD, Operation.VMWRITE))
+        outcomes = [
+            outcome.as_value() for name, rows in INSTRUCTIONS.items()
+            for outcome in self._outcomes(m, name, rows, values)]
+        m.d.comb += [
+            decision.eq(reduce(or_, outcomes)),
+            decision.shadow.eq(
+                (self.mode == Mode.NON_ROOT)
+                & request.operation.matches(Operation.VMREAD, Operation.VMWRITE)),
+        ]
         return m
 
     def _values(self, operand):
@@ -149,27 +158,34 @@ class InstructionUnit(wiring.Component):
                 address = Mux(operation == Operation[name], self.fields[field] + offset, address)
         return address
 
-    def _decide(self, m, rows, values):
+    def _outcomes(self, m, name, rows, values):
+        """What the rows of an instruction say: all 0 but for the row that decides.
+
+        One signal for each row rather than a chain of multiplexers, since the way from a condition
+        to the decision is the longest of the unit.
+        """
+        named = self.request.operation == Operation[name]
         seen = set()  # symbols that this and earlier rows read: all must be known
-        first = True
+        earlier = []
         for row in rows:
             condition = self._capabilities.bind(row.condition)
             seen |= ir.symbols(condition)
             if condition == ir.Const(1, 0):
                 continue
-            branch = m.If(lower(condition, values)) if first else (
-                m.Else() if condition == ir.Const(1, 1) else m.Elif(lower(condition, values)))
-            first = False
-            with branch:
+            applies = lower(condition, values)
+            outcome = Signal(Decision, name=f"outcome_{row.id}")
+            with m.If(named & applies & ~Cat(earlier).any()):
                 m.d.comb += [
-                    self.decision.row.eq(INSTRUCTION_ROWS.index(row)),
-                    self.decision.needs_word.eq(self._needs_word(seen, values)),
-                    self.decision.needs_checks.eq("CONTROLS_FAIL" in seen),
-                    self.decision.needs_list.eq("MSR_LOAD_FAILS" in seen),
-                    *self._outcome(row),
+                    outcome.row.eq(INSTRUCTION_ROWS.index(row)),
+                    outcome.needs_word.eq(self._needs_word(seen, values)),
+                    outcome.needs_checks.eq("CONTROLS_FAIL" in seen),
+                    outcome.needs_list.eq("MSR_LOAD_FAILS" in seen),
+                    *self._ends(outcome, row),
                 ]
+            yield outcome
             if condition == ir.Const(1, 1):
                 break
+            earlier.append(applies)
 
     def _needs_word(self, seen, values):
         """Whether the rows read memory.
@@ -185,9 +201,9 @@ class InstructionUnit(wiring.Component):
             return ~self.resident
         return bool(read)
 
-    def _outcome(self, row):
-        """Drive the decision from the row's outcome column."""
-        decision, number = self.decision, row.number or 0
+    def _ends(self, decision, row):
+        """Drive a decision from the row's outcome column."""
+        number = row.number or 0
         code, vector = {
             "#UD": (Code.FAULT, INVALID_OPCODE), "#GP": (Code.FAULT, GENERAL_PROTECTION),
             "operand fault": (Code.FAULT, None),

@@ -4,7 +4,7 @@ Facts: registers.csv. ``live`` changes as a whole at a commit; between commits o
 register writes and the VMX-preemption timer change it.
 """
 
-from amaranth import Module, Mux
+from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -30,10 +30,10 @@ class LiveState(wiring.Component):
     next : In(:func:`~.interface.register_layout`)
         Environment that a commit puts in force.
     commit : In(1)
-        Replaces all of ``live`` by ``next`` at the next edge. Wins over ``updates``.
+        Replaces all of ``live`` by ``next`` at the next edge. Not together with ``update_en``.
     updates : In(stream)
         The core's own register writes, one per cycle: register number in table order, and value,
-        cut to the register's width. ``ready`` is ``update_en`` and not ``commit``.
+        cut to the register's width. ``ready`` is ``update_en``.
     update_en : In(1)
         Lets ``updates`` through.
     ticks : In(32)
@@ -55,17 +55,19 @@ class LiveState(wiring.Component):
         m = Module()
         updated = self.updates.valid & self.updates.ready
         m.d.comb += [
-            self.updates.ready.eq(self.update_en & ~self.commit),
+            self.updates.ready.eq(self.update_en),
             self.changing.eq(self.commit | updated | (self.ticks != 0)),
         ]
         if "PREEMPTION_TIMER" in self._capabilities.registers:
             timer = self.live.PREEMPTION_TIMER
             m.d.sync += timer.eq(Mux(timer < self.ticks, 0, timer - self.ticks))
-        with m.If(self.commit):
-            m.d.sync += self.live.eq(self.next)
-        with m.Elif(updated):
-            with m.Switch(self.updates.p.register):
-                for number, name in enumerate(self._capabilities.registers):
-                    with m.Case(number):
-                        m.d.sync += self.live[name].eq(self.updates.p.value)
+        # What comes in is chosen by `update_en`, which is known long before `commit` is.
+        incoming = Signal.like(self.next)
+        m.d.comb += incoming.eq(self.next)
+        with m.If(self.update_en):
+            m.d.comb += [incoming[name].eq(self.updates.p.value)
+                         for name in self._capabilities.registers]
+        for number, name in enumerate(self._capabilities.registers):
+            with m.If(self.commit | (updated & (self.updates.p.register == number))):
+                m.d.sync += self.live[name].eq(incoming[name])
         return m

@@ -94,8 +94,8 @@ class MemoryUnit(wiring.Component):
         For FETCH: which words, and the VMCS fields that say where.
     word : Out(64), words : Out(MemoryWords), list_entry : Out(ListEntry), host_pdptes : Out(PDPTES)
         What was read; kept until the next command of the kind.
-    number : Out(8)
-        For LOAD and STORE: field at hand, in table order.
+    number : Out(8), number_next : Out(8)
+        For LOAD and STORE: field at hand, in table order; the one after the next edge.
     r_field : In(64), r_launched : In(1)
         Present value of field ``number``; launch state, for STORE.
     w_field : Out(64), w_field_stb : Out(1), w_launched_stb : Out(1)
@@ -117,13 +117,14 @@ class MemoryUnit(wiring.Component):
             "wants": In(Wants), "virtual_apic": In(64), "link": In(64), "cr3": In(64),
             "word": Out(64), "words": Out(MemoryWords), "list_entry": Out(ListEntry),
             "host_pdptes": Out(PDPTES),
-            "number": Out(8), "r_field": In(64), "r_launched": In(1),
+            "number": Out(8), "number_next": Out(8), "r_field": In(64), "r_launched": In(1),
             "w_field": Out(64), "w_field_stb": Out(1), "w_launched_stb": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
         step = Signal(range(self._field_count + 2))
+        step_next = Signal.like(step)
         last = Signal.like(step)
         wanted = Signal()    # this step has a transfer
         offset = Signal(64)  # byte address of this step's word
@@ -137,7 +138,9 @@ class MemoryUnit(wiring.Component):
         m.d.comb += [
             wanted.eq(1),
             offset.eq(self.address + (step << 3)),
+            step_next.eq(step),
             self.number.eq(step - 1),
+            self.number_next.eq(step_next - 1),
             self.w_field.eq(self.bus.dat_r),
             self.bus.sel.eq(0xFF),
             self.bus.adr.eq(offset[3:]),
@@ -169,11 +172,12 @@ class MemoryUnit(wiring.Component):
                     self.bus.dat_w.eq(Mux(step == 0, self.r_launched, self.r_field)),
                 ]
 
-        m.d.sync += [done.eq(0), failed.eq(0)]
+        m.d.sync += [step.eq(step_next), done.eq(0), failed.eq(0)]
         with m.If(self.busy):
             m.d.comb += [self.bus.cyc.eq(wanted), self.bus.stb.eq(wanted)]
             with m.If(answered | ~wanted):
-                m.d.sync += [step.eq(step + 1), waited.eq(0)]
+                m.d.comb += step_next.eq(step + 1)
+                m.d.sync += waited.eq(0)
                 with m.If((step == last) | fails):
                     m.d.sync += [self.busy.eq(0), done.eq(1), failed.eq(fails)]
             with m.Else():
@@ -181,7 +185,8 @@ class MemoryUnit(wiring.Component):
             with m.If(wanted & self.bus.ack & ~self.bus.err):
                 self._capture(m, step)
         with m.Elif(self.start & ~done):
-            m.d.sync += [self.busy.eq(1), step.eq(0)]
+            m.d.comb += step_next.eq(0)
+            m.d.sync += self.busy.eq(1)
         return m
 
     def _capture(self, m, step):

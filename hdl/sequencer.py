@@ -30,7 +30,7 @@ from .interface import (
     symbol_values,
 )
 from .memory_unit import Command, CommandSignature
-from .vmcs_bank import FieldSelect
+from .vmcs_bank import FieldSelect, VmcsBank
 from .vmcs_pointers import Change
 
 __all__ = ["Retired", "Sequencer"]
@@ -73,6 +73,9 @@ class Sequencer(wiring.Component):
         What became of each request; of each event.
     request : Out(Request), event : Out(Event), by_event : Out(1)
         The operation at hand; it is the event if ``by_event``, else the request.
+    named : Out(FieldSelect), show : Out(FieldSelect)
+        The field that bits 31:0 of the request's operand name; the one that the bank is to show
+        after the next edge.
     busy : Out(1)
         An operation is at hand; the core's register writes wait.
     fields, mode : In
@@ -106,7 +109,7 @@ class Sequencer(wiring.Component):
         To and from the memory unit.
     exit, leave_start : Out(1), leave_needed, leave_done : In(1), leave_abort : In(3)
         To and from the exit steps; ``exit`` is high if the operation at hand is a VM exit.
-    r_data : In(64), w_data : Out(64), w_stb : Out(1)
+    r_data : In(64), w_data : Out(64), w_en : Out(1), w_stb : Out(1)
         Bank access of VMREAD and VMWRITE.
     transition : Out(Transition), strobe : Out(1)
         To the mode controller.
@@ -131,6 +134,7 @@ class Sequencer(wiring.Component):
             "responses": Out(stream.Signature(Response)),
             "verdicts": Out(stream.Signature(Response)),
             "request": Out(Request), "event": Out(Event), "by_event": Out(1), "busy": Out(1),
+            "named": Out(FieldSelect), "show": Out(FieldSelect),
             "fields": In(field_layout(capabilities)), "mode": In(Mode),
             "decision": In(Decision), "word_address": In(64), "source": In(64),
             "select": In(FieldSelect), "wide": In(1), "word": Out(64), "list_failed": Out(1),
@@ -146,7 +150,7 @@ class Sequencer(wiring.Component):
             "store_launched": Out(1), "moving": Out(1), "memory": Out(CommandSignature()),
             "exit": Out(1), "leave_start": Out(1), "leave_needed": In(1), "leave_done": In(1),
             "leave_abort": In(3),
-            "r_data": In(64), "w_data": Out(64), "w_stb": Out(1),
+            "r_data": In(64), "w_data": Out(64), "w_en": Out(1), "w_stb": Out(1),
             "transition": Out(Transition), "strobe": Out(1),
             "enter": Out(1), "leave": Out(1), "save": Out(1), "inform": Out(1),
             "stage_stb": Out(1), "unstage": Out(1),
@@ -172,18 +176,30 @@ class Sequencer(wiring.Component):
     # --- acceptance and decision ---
 
     def _accept(self, m):
-        """One register for the operation at hand, filled when the one before it finishes."""
+        """One register for the operation at hand, filled when the one before it finishes.
+
+        The field that it names is looked up on the way, so that the bank can read it meanwhile.
+        Whether the operation at hand finishes is known too late for that. So the bank looks for the
+        next one as long as it has shown the field of this one; if that stays, it reads again.
+        """
         self._finish = Signal()
         free = ~self.busy | self._finish
+        named = Signal(FieldSelect)
+        VmcsBank.decode(self._capabilities, m, self.requests.p.operand[:32], named)
+        self._shown = Signal()  # the bank shows the field that the request at hand names
+        ahead = ~self.busy | self._shown
         m.d.comb += [
             self.events.ready.eq(free),
             self.requests.ready.eq(free & ~self.events.valid),
+            self.show.eq(Mux(ahead, named, self.named)),
         ]
+        m.d.sync += self._shown.eq(Mux(free, ahead, ~ahead))
         with m.If(free):
             m.d.sync += [
                 self.busy.eq(self.events.valid | self.requests.valid),
                 self.by_event.eq(self.events.valid),
                 self.request.eq(self.requests.p),
+                self.named.eq(named),
                 self.event.eq(self.events.p),
             ]
 
@@ -249,6 +265,8 @@ class Sequencer(wiring.Component):
                         m.d.comb += self._finish.eq(free)
                 with m.Elif(self.busy):
                     with m.If(decision.needs_checks & ~self.settled):
+                        pass
+                    with m.Elif((operation == Operation.VMREAD) & ~self._shown):
                         pass
                     with m.Elif(decision.needs_word & ~self._fetched):
                         m.next = "READ"
@@ -410,6 +428,8 @@ class Sequencer(wiring.Component):
             self.error_stb.eq(done & (code == Code.FAIL_VALID) & ~decision.shadow),
             self.error_number.eq(decision.number),
             self.w_data.eq(self.source),
+            self.w_en.eq(~self.by_event & (operation == Operation.VMWRITE)
+                         & (self.mode != Mode.NON_ROOT)),
             self.w_stb.eq(succeeds & (operation == Operation.VMWRITE) & ~decision.shadow),
             self.eptp.eq(self.word),
             self.eptp_index.eq(request.source[:16]),

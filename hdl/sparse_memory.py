@@ -29,7 +29,8 @@ class SparseMemory(wiring.Component):
     a frame reads as zero. A write that finds no free frame ends in ``err``, and ``full`` stays high
     until ``clear``.
 
-    Both initiators have the whole memory; ``unit`` goes first. A transfer takes three cycles.
+    Both initiators have the whole memory; ``unit`` goes first. A transfer takes three cycles in the
+    frame of the transfer before, and one more for every other frame that is looked at, in turn.
 
     Parameters
     ----------
@@ -73,45 +74,60 @@ class SparseMemory(wiring.Component):
         write, read = words.write_port(granularity=32), words.read_port()
         by_host = Signal()  # whose transfer it is
         bus = Array([self.unit, self.host])[by_host]
-        tags = Array(Signal(self._tag_bits, name=f"tag_{n}") for n in range(self._frames))
+        m.submodules.tags = tags = Memory(shape=self._tag_bits, depth=self._frames, init=[])
+        take, known = tags.write_port(), tags.read_port()
         offset_bits = exact_log2(self._frame_words)
         tag, offset = bus.adr[offset_bits:offset_bits + self._tag_bits], bus.adr[:offset_bits]
         beyond = bus.adr[offset_bits + self._tag_bits:].any()
-        frame = Signal(range(self._frames))
-        found = Signal()
+        frame, following = Signal(range(self._frames)), Signal(range(self._frames))
+        looked = Signal(range(self._frames))  # how many frames were others
+        found, last, takes = Signal(), Signal(), Signal()
+        hits, fails = Signal(), Signal()  # of the transfer that is answered
         place = Cat(offset, frame)
         cleared = Signal(range(depth))
 
-        for n, one in enumerate(tags):
-            with m.If((n < self.used) & (tag == one) & ~beyond):
-                m.d.comb += [frame.eq(n), found.eq(1)]
-        m.d.comb += [read.en.eq(1), read.addr.eq(place)]
-        takes = ~found & ~beyond & (self.used < self._frames)  # if it is written
+        m.d.comb += [
+            following.eq(frame), known.addr.eq(following),
+            found.eq((frame < self.used) & (known.data == tag) & ~beyond),
+            last.eq(found | beyond | (looked + 1 >= self.used)),
+            takes.eq(~found & ~beyond & (self.used < self._frames)),  # if it is written
+            take.addr.eq(self.used), take.data.eq(tag),
+            read.en.eq(1), read.addr.eq(place),
+        ]
+        m.d.sync += frame.eq(following)
 
         with m.If(self.clear):
             m.d.sync += self.busy.eq(1)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += by_host.eq(~self.unit.stb)
+                m.d.sync += [by_host.eq(~self.unit.stb), looked.eq(0)]
                 with m.If(self.busy):
                     m.d.sync += [self.full.eq(0), self.used.eq(0), cleared.eq(0)]
                     m.next = "CLEAR"
                 with m.Elif(self.unit.stb | self.host.stb):
                     m.next = "LOOK UP"
             with m.State("LOOK UP"):
-                m.d.comb += [
-                    write.addr.eq(Mux(found, place, Cat(offset, self.used))),
-                    write.data.eq(bus.dat_w),
-                    write.en.eq(Mux(bus.stb & bus.we & (found | takes),
-                                    Cat(bus.sel[0], bus.sel[4]), 0)),
-                ]
-                with m.If(bus.stb & bus.we & takes):
-                    m.d.sync += [tags[self.used].eq(tag), self.used.eq(self.used + 1)]
-                with m.If(bus.stb & bus.we & ~found & ~takes):
-                    m.d.sync += self.full.eq(1)
-                hits, fails = Signal(), Signal()
-                m.d.sync += [hits.eq(found), fails.eq(bus.we & ~found & ~takes)]
-                m.next = "ANSWER"
+                with m.If(~last):
+                    m.d.comb += following.eq(Mux(frame + 1 >= self.used, 0, frame + 1))
+                    m.d.sync += looked.eq(looked + 1)
+                with m.Else():
+                    with m.If(bus.stb & bus.we):
+                        m.d.comb += [
+                            take.en.eq(takes),
+                            write.en.eq(Mux(found | takes, Cat(bus.sel[0], bus.sel[4]), 0)),
+                        ]
+                        m.d.sync += [
+                            self.used.eq(self.used + takes),
+                            self.full.eq(self.full | ~(found | takes)),
+                        ]
+                    m.d.comb += [
+                        write.addr.eq(Mux(found, place, Cat(offset, self.used))),
+                        write.data.eq(bus.dat_w),
+                    ]
+                    m.d.sync += [hits.eq(found), fails.eq(bus.we & ~found & ~takes)]
+                    with m.If(bus.we & takes):
+                        m.d.comb += following.eq(self.used)
+                    m.next = "ANSWER"
             with m.State("ANSWER"):
                 for own, target in enumerate((self.unit, self.host)):
                     mine = target.stb & (by_host == own)

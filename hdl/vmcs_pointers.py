@@ -56,8 +56,8 @@ class VmcsPointers(wiring.Component):
         For LOAD of a VMCS that is not resident: its shadow indicator.
     w_launched : In(1), w_launched_stb : In(1)
         Launch state for ``slot``, from the region that is being loaded.
-    current : Out(range(slots))
-        Slot of the current VMCS.
+    current : Out(range(slots)), current_next : Out(range(slots))
+        Slot of the current VMCS, now and after the next edge.
     current_vmcs : Out(64), resets to all ones
         Current-VMCS pointer; all ones if there is none.
     launched : Out(1), shadow : Out(1)
@@ -74,8 +74,9 @@ class VmcsPointers(wiring.Component):
             "slot_pointer": Out(64), "slot_launched": Out(1), "slot_shadow": Out(1),
             "change": In(Change), "strobe": In(1), "w_shadow": In(1),
             "w_launched": In(1), "w_launched_stb": In(1),
-            "current": Out(slot), "current_vmcs": Out(64, init=NO_VMCS), "launched": Out(1),
-            "shadow": Out(1), "vmxon_pointer": Out(64),
+            "current": Out(slot), "current_next": Out(slot),
+            "current_vmcs": Out(64, init=NO_VMCS), "launched": Out(1), "shadow": Out(1),
+            "vmxon_pointer": Out(64),
         })
 
     def elaborate(self, platform):
@@ -108,6 +109,8 @@ class VmcsPointers(wiring.Component):
             self.shadow.eq(has_current & current.shadow),
         ]
 
+        m.d.comb += self.current_next.eq(self.current)
+        m.d.sync += self.current.eq(self.current_next)
         with m.If(self.w_launched_stb):
             m.d.sync += here.launched.eq(self.w_launched)
         with m.If(self.strobe):
@@ -120,8 +123,9 @@ class VmcsPointers(wiring.Component):
                 with m.Case(Change.LOAD):
                     m.d.sync += [
                         here.used.eq(1), here.page.eq(self.pointer[PAGE_BITS:self._address_bits]),
-                        has_current.eq(1), self.current.eq(self.slot),
+                        has_current.eq(1),
                     ]
+                    m.d.comb += self.current_next.eq(self.slot)
                     with m.If(~self.resident):
                         m.d.sync += here.shadow.eq(self.w_shadow)
                 with m.Case(Change.FREE, Change.EVICT):

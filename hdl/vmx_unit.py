@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Mode
-from vmxswitch.spec.tables import expression
+from vmxswitch.spec.tables import EXIT_INFORMATION, expression
 
 from .commit import Commit
 from .entry_checker import EntryChecker
@@ -141,7 +141,8 @@ class VmxUnit(wiring.Component):
 
         # instructions
         m.d.comb += [
-            instructions.request.eq(sequencer.request), instructions.word.eq(sequencer.word),
+            instructions.request.eq(sequencer.request), instructions.named.eq(sequencer.named),
+            instructions.word.eq(sequencer.word),
             instructions.vmxon_pointer.eq(pointers.vmxon_pointer),
             instructions.launched.eq(pointers.launched), instructions.shadow.eq(pointers.shadow),
             instructions.failures.controls.eq(checker.controls_fail),
@@ -197,13 +198,17 @@ class VmxUnit(wiring.Component):
             sequencer.leave_abort.eq(steps.abort),
         ]
 
-        # commit; while a VMCS is transferred the bank may show another one than the current one
+        # commit; which way it goes is known before it is known whether there is one
+        to_host = Signal()
+        m.d.comb += to_host.eq(
+            (mode.mode != Mode.ROOT) | checker.guest_fails | sequencer.list_failed)
+        # while a VMCS is transferred the bank may show another one than the current one
         counts, counted = Signal(), Signal()
         m.d.comb += counts.eq(
             Mux(sequencer.transfer, counted, self._counts(bank, live, mode)))
         m.d.sync += counted.eq(counts)
         m.d.comb += [
-            commit.pdptes.eq(checker.pdptes), commit.exit.eq(sequencer.leave),
+            commit.pdptes.eq(checker.pdptes), commit.exit.eq(to_host),
             commit.cause.eq(exits.cause), commit.by_instruction.eq(exits.by_instruction),
             commit.stage.eq(memory.list_entry),
             commit.stage_stb.eq(sequencer.stage_stb | steps.stage_stb),
@@ -218,14 +223,18 @@ class VmxUnit(wiring.Component):
         # bank
         m.d.comb += [
             bank.select.eq(instructions.select), bank.w_data.eq(sequencer.w_data),
+            bank.w_en.eq(sequencer.w_en),
             bank.w_stb.eq(sequencer.w_stb), sequencer.r_data.eq(bank.r_data),
             memory.r_field.eq(bank.r_data), bank.slot.eq(pointers.current),
+            bank.slot_next.eq(pointers.current_next), bank.select_next.eq(sequencer.show),
         ]
         with m.If(sequencer.transfer):
             m.d.comb += [
-                bank.slot.eq(pointers.slot),
+                bank.slot.eq(pointers.slot), bank.slot_next.eq(pointers.slot),
                 bank.select.number.eq(memory.number), bank.select.high.eq(0),
-                bank.w_data.eq(memory.w_field), bank.w_stb.eq(memory.w_field_stb),
+                bank.select_next.number.eq(memory.number_next), bank.select_next.high.eq(0),
+                bank.w_data.eq(memory.w_field), bank.w_en.eq(1),
+                bank.w_stb.eq(memory.w_field_stb),
             ]
         self._bank_load(m, bank, commit, exits, sequencer)
 
@@ -256,9 +265,10 @@ class VmxUnit(wiring.Component):
         for number, symbol in enumerate(self._capabilities.fields):
             with m.If(sequencer.save & commit.saved_en[number]):
                 m.d.comb += bank.load_stb[number].eq(1)
+            if symbol in EXIT_INFORMATION:  # and then no exit saves it
+                m.d.comb += bank.load[symbol].eq(exits.information[symbol])
             with m.If(sequencer.inform & exits.information_en[number]):
-                m.d.comb += [bank.load[symbol].eq(exits.information[symbol]),
-                             bank.load_stb[number].eq(1)]
+                m.d.comb += bank.load_stb[number].eq(1)
             for name, strobe, value in [
                 ("VM_INSTRUCTION_ERROR", sequencer.error_stb, sequencer.error_number),
                 ("EPT_POINTER", sequencer.eptp_stb, sequencer.eptp),

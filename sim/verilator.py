@@ -40,9 +40,9 @@ from .observation import (
     TimePasses,
     Timing,
 )
-from .verilator_build import library
+from .verilator_build import Form, library
 
-__all__ = ["VerilatorPort"]
+__all__ = ["NetlistPort", "VerilatorPort"]
 
 WORD_BITS, WORD_BYTES = 32, 4
 RESPONSE_LIMIT_CYC = 100_000  #: cycles after which an operation without an answer is a defect
@@ -78,8 +78,12 @@ class VerilatorPort:
     waves : bool
         Build one for :meth:`recorded`; slower.
     """
+    form = Form.RTL
+
     def __init__(self, capabilities: Capabilities, *, waves: bool = False):
-        self.capabilities, self._waves = capabilities, waves
+        self.capabilities = capabilities
+        if waves:
+            self.form = Form.WAVES
         self.watcher: Callable[[Sample], None] | None = None
         self._codec = Codec(capabilities)
         payloads = (interface.Request, interface.Event, interface.update_layout(capabilities))
@@ -132,7 +136,7 @@ class VerilatorPort:
 
     def _build(self, sizes):
         """The path of the library; ``sizes`` are constants for ``batch_runner.cpp``."""
-        return library(self.capabilities, sizes, waves=self._waves)
+        return library(self.capabilities, sizes, form=self.form)
 
     def __del__(self):
         if hasattr(self, "_handle"):
@@ -377,6 +381,15 @@ class CompiledObservation:
         """Whether all is as expected but for the number of cycles."""
         bits, mask = self._port._expectation(expected)
         return (int.from_bytes(self._row, "little") ^ bits) & mask == 0
+
+
+class NetlistPort(VerilatorPort):
+    """A processor: the unit after synthesis for an FPGA family, compiled.
+
+    Every look-up table, carry and flip-flop is simulated as Yosys's model of the cell says, without
+    delays. Slower than the RTL, and building it takes many minutes.
+    """
+    form = Form.NETLIST
 
 
 def _words(shape) -> int:

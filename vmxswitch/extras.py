@@ -10,7 +10,7 @@ from pathlib import Path
 from vmxswitch import checkout
 from vmxswitch.spec.errors import UsageError
 
-__all__ = ["MissingExtra", "install_and_restart", "need", "need_compiled"]
+__all__ = ["MissingExtra", "install_and_restart", "need"]
 
 
 class MissingExtra(UsageError):
@@ -25,6 +25,8 @@ class MissingExtra(UsageError):
 def need(extra):
     """Call first where a verb uses an optional part, before anything is printed or written.
 
+    The compiled simulation needs a C++ compiler too: where there is none, one from pip.
+
     Raises
     ------
     :exc:`MissingExtra`
@@ -35,12 +37,7 @@ def need(extra):
         wanted = re.fullmatch(r"([\w.-]+)[^;]*; extra == \"(.+)\"", requirement)
         if wanted and wanted[2] == extra and not _installed(wanted[1]):
             raise MissingExtra(extra)
-
-
-def need_compiled():
-    """:func:`need` for the compiled simulation: its tools, and a compiler where there is none."""
-    need("compiled")
-    if not shutil.which("c++"):
+    if extra == "compiled" and not shutil.which("c++"):
         need("compiler")
 
 

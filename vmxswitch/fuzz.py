@@ -23,7 +23,7 @@ from vmxswitch.subjects import subject_of
 
 __all__ = ["run"]
 
-TASK_PROGRAMS = {"verilator": 25, "pysim": 1}  # programs of a task: some tenths of a second
+TASK_PROGRAMS = {"verilator": 25, "netlist": 5, "pysim": 1}  # programs of a task
 PROGRESS_S = 10                                # between two lines that are no terminal's
 CONNECT_S = 10                                 # for a scheduler to answer
 

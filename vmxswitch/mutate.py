@@ -35,7 +35,7 @@ def run(arguments):
         for mutant in all_mutants:
             print(f"{mutant.id:<32} {mutant.kind:<12} {mutant.words}")
         return 0
-    extras.need_compiled()
+    extras.need("compiled")
     MutantPort(subject.capabilities)  # builds what is missing, or says what is needed
     started = time.monotonic()
     try:

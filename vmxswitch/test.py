@@ -14,7 +14,7 @@ def run(arguments):
     """Runs pytest in two processes and returns its exit status."""
     checkout.require("test")
     extras.need("test")
-    extras.need_compiled()
+    extras.need("compiled")
     further = map(_seen_from_root, arguments.further)
     command = [sys.executable, "-P", "-m", "pytest", "-n", "2", *further]
     return subprocess.run(command, cwd=checkout.ROOT).returncode

@@ -14,16 +14,20 @@ def dut():
     return SparseMemory(40, frames=FRAMES, frame_words=FRAME_WORDS)
 
 
-async def access(ctx, bus, address, data=None, sel=0xFF):
-    """One transfer; what was read, or None if it ended in an error."""
+async def access(ctx, bus, address, data=None, sel=0xFF, taken=None):
+    """One transfer; what was read, or None if it ended in an error. ``taken``: cycles are added."""
     ctx.set(bus.adr, address >> 3)
     ctx.set(bus.we, int(data is not None))
     ctx.set(bus.dat_w, data or 0)
     ctx.set(bus.sel, sel)
     ctx.set(bus.cyc, 1)
     ctx.set(bus.stb, 1)
+    cycles = 1
     while not (ctx.get(bus.ack) or ctx.get(bus.err)):
         await ctx.tick()
+        cycles += 1
+    if taken is not None:
+        taken.append(cycles)
     result = None if ctx.get(bus.err) else ctx.get(bus.dat_r)
     await ctx.tick()
     ctx.set(bus.cyc, 0)
@@ -50,6 +54,17 @@ def test_what_is_written_is_read_by_both(simulate, dut):
             assert await access(ctx, dut.unit, address) == value
             assert await access(ctx, dut.unit, address ^ 8) == 0
         assert ctx.get(dut.used) == len(places)
+    simulate(dut, testbench)
+
+
+def test_another_frame_costs_one_cycle_for_each_that_is_passed(simulate, dut):
+    async def testbench(ctx):
+        for frame in range(FRAMES):
+            await access(ctx, dut.unit, frame * FRAME_BYTES, 7)
+        taken = []
+        for frame in (2, 2, 0, 0, 2, 1):
+            await access(ctx, dut.unit, frame * FRAME_BYTES, taken=taken)
+        assert taken == [3, 3, 4, 3, 5, 5]
     simulate(dut, testbench)
 
 

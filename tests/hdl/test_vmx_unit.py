@@ -151,6 +151,16 @@ def test_vmread_and_vmwrite_go_one_per_cycle(machine):
     assert {answer.value for answer in answers} == {1}
 
 
+def test_only_the_first_vmread_behind_an_operation_that_had_to_wait_takes_3_cycles(machine):
+    machine.start("long64_A")
+    read = Instruction("VMREAD", encoding=FIELDS["HOST_RSP"].encoding)
+    _, refused, *reads = machine.port.execute_many([
+        write("HOST_RSP", 7), write("HOST_TR_SELECTOR", 0), Instruction("VMLAUNCH"), read, read,
+    ])[1:]
+    assert (refused.outcome, refused.cycles) == (Outcome.FAIL_VALID, 3)
+    assert [(answer.value, answer.cycles) for answer in reads] == [(7, 3), (7, 2)]
+
+
 @pytest.mark.parametrize("name", ["VMXOFF", "VMPTRST", "INVEPT"])
 def test_other_instructions_without_memory_take_2_cycles(machine, name):
     machine.start("long64_A")

@@ -1,0 +1,188 @@
+"""From a board and a configuration to a bitstream, by the open tools.
+
+Amaranth writes the netlist, the constraints and the commands; here the commands run one by one, so
+that several placements can be tried at a time, and what the tools report is read.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmxswitch.spec.capabilities import Capabilities
+from vmxswitch.spec.errors import UsageError
+
+from .table import Board
+from .top import BoardTop
+
+__all__ = ["DoesNotFit", "Failure", "Flow", "Placement", "Size", "Tools"]
+
+NAME = "top"
+#: Name of a cell of the netlist, and how many look-up tables with four inputs it takes.
+LUTS = {"LUT4": 1, "SB_LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4}
+#: Options of synthesis by the tool that places. Tables with more than four inputs, made of several
+#: by multiplexers of the slice, take more tables in all.
+SYNTHESIS = {"nextpnr-ecp5": "-nowidelut"}
+FLIP_FLOPS, MEMORIES = ("TRELLIS_FF", "SB_DFF"), ("DP16KD", "SB_RAM40_4K")
+#: Cells that limit what fits, as the tools for placement call them.
+LOGIC = ("TRELLIS_COMB", "ICESTORM_LC")
+
+
+class Failure(Exception):
+    """A tool gave up; the message says which, and where to look."""
+
+
+class DoesNotFit(Failure):
+    """The design wants more cells than the device has: ``used`` of ``available``."""
+
+    def __init__(self, cell: str, used: int, available: int):
+        super().__init__(f"does not fit: {used} {cell} of {available}; take a larger board or a "
+                         "smaller --config")
+        self.used, self.available = used, available
+
+
+class Tools:
+    """Where the tools are: the packages of YoWASP, or with ``native`` what is on the path.
+
+    Never a mixture: a tool that is missing is an error, by name.
+    """
+    def __init__(self, *, native: bool):
+        self._native = native
+
+    def path(self, tool: str) -> str:
+        """Path of `yosys`, `nextpnr-ice40` and the like; :exc:`UsageError` if there is none."""
+        if self._native:
+            found = shutil.which(tool)
+            advice = "put it on the PATH, or leave out --native"
+        else:
+            tool = f"yowasp-{tool}"
+            found = shutil.which(tool, path=sysconfig.get_path("scripts"))
+            advice = "pip install 'vmxswitch[fpga]', or use --native"
+        if not found:
+            raise UsageError(f"no {tool}; {advice}")
+        return found
+
+    def version(self, tool: str) -> str:
+        """What the tool says of itself."""
+        done = subprocess.run([self.path(tool), "--version"], capture_output=True, text=True)
+        found = re.search(r"\d+\.\d[\w.+-]*", done.stdout + done.stderr)
+        return found[0] if found else "unknown"
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the netlist is made of."""
+    lut: int   # look-up tables with four inputs, those of adders and small memories included
+    ff: int    # flip-flops
+    bram: int  # memory blocks
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What became of one placement and routing."""
+    seed: int
+    used: int       # of the cells that limit what fits
+    available: int
+    fmax_mhz: float
+
+
+class Flow:
+    """One build, in a folder of its own.
+
+    Parameters
+    ----------
+    board : Board, capabilities : Capabilities
+        What is built, and for which board.
+    folder : Path
+        Where everything is written: sources, logs, reports and the bitstream.
+    tools : Tools
+        The tools; all that are needed must be there.
+    target_mhz : float or None
+        Clock to place for; None is the board's.
+    """
+    def __init__(self, board: Board, capabilities: Capabilities, folder: Path, tools: Tools,
+                 target_mhz: float | None = None):
+        self._platform = board.platform()
+        self._top = BoardTop(capabilities, frames=board.frames)
+        self.folder = folder
+        self.target_mhz = target_mhz or self._platform.default_clk_frequency / 1e6
+        self._tools = {tool: tools.path(tool) for tool in self._platform.required_tools[:3]}
+        self.versions = {tool: tools.version(tool) for tool in list(self._tools)[:2]}
+
+    def write(self) -> None:
+        """The netlist before synthesis, the constraints and the commands."""
+        _, placer, _ = self._tools
+        plan = self._platform.prepare(
+            self._top, NAME, emit_src=False, synth_opts=SYNTHESIS.get(placer, ""),
+            script_after_synth="tee -q -o size.json stat -json")
+        # The clock to place for is an argument, and may be another one than the board's.
+        for name in (f"{NAME}.pcf", f"{NAME}.lpf"):
+            if name in plan.files:
+                plan.files[name] = re.sub("(?m)^(set_frequency|FREQUENCY) .*$", "",
+                                          plan.files[name])
+        plan.extract(self.folder)
+        script = plan.files[f"build_{NAME}.sh"]
+        lines = [shlex.split(line)[1:] for line in script.splitlines() if line.startswith('"$')]
+        (_, yosys), (self._placer, place), (self._packer, pack) = zip(
+            self._tools, lines[:3], strict=True)
+        self._synthesis, self._place, self._pack = yosys, place, pack
+
+    def synthesize(self) -> Size:
+        """The netlist; its size."""
+        self._run("yosys", self._synthesis, f"{NAME}.rpt")
+        counts = json.loads((self.folder / "size.json").read_text())["design"]
+        cells = counts["num_cells_by_type"].items()
+        return Size(
+            sum(LUTS.get(name, 0) * count for name, count in cells),
+            sum(count for name, count in cells if name.startswith(FLIP_FLOPS)),
+            sum(count for name, count in cells if name in MEMORIES))
+
+    def place(self, seed: int) -> Placement:
+        """Place and route; :exc:`Failure` if it cannot be done."""
+        name = f"seed-{seed}"
+        outputs = {f"{NAME}.{ending}": f"{name}.{ending}" for ending in ("tim", "asc", "config")}
+        arguments = [outputs.get(word, word) for word in self._place]
+        try:
+            self._run(self._placer, [
+                *arguments, "--seed", str(seed), "--freq", f"{self.target_mhz:g}",
+                "--timing-allow-fail", "--report", f"{name}.json",
+            ], f"{name}.tim")
+        except Failure:
+            for cell, used, available in self._utilisation(name):
+                if used > available:
+                    raise DoesNotFit(cell, used, available) from None
+            raise
+        logic, = [(used, available) for cell, used, available in self._utilisation(name)
+                  if cell in LOGIC]
+        clocks = json.loads((self.folder / f"{name}.json").read_text())["fmax"]
+        return Placement(seed, *logic, min(clock["achieved"] for clock in clocks.values()))
+
+    def pack(self, seed: int) -> Path:
+        """The bitstream of a placement."""
+        outputs = {f"{NAME}.{ending}": f"seed-{seed}.{ending}" for ending in ("asc", "config")}
+        self._run(self._packer, [outputs.get(word, word) for word in self._pack], "pack.log")
+        return next(path for ending in ("bin", "bit")
+                    if (path := self.folder / f"{NAME}.{ending}").exists())
+
+    def _run(self, tool, arguments, log):
+        """Run a tool in the folder; what it says goes to ``log``, if it writes none itself."""
+        done = subprocess.run([self._tools[tool], *arguments], cwd=self.folder, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        path = self.folder / log
+        if not path.exists():
+            path.write_text(done.stdout)
+        if done.returncode:
+            said = re.findall(r"ERROR: .*", done.stdout) or done.stdout.splitlines()[-1:]
+            error, *_ = said or [f"exit status {done.returncode}"]
+            raise Failure(f"{tool} failed: {error}; see {path}")
+
+    def _utilisation(self, name) -> Iterator[tuple[str, int, int]]:
+        """Cells used and available, by the log of a placement."""
+        log = (self.folder / f"{name}.tim").read_text()
+        for cell, used, available in re.findall(r"Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%", log):
+            yield cell, int(used), int(available)

@@ -12,7 +12,8 @@ from vmxswitch.spec.expression import bind, symbols
 from vmxswitch.spec.proof import Undecided, witness
 from vmxswitch.spec.tables import FIELDS, REGISTERS
 
-from .mutants import PROOF_CASES, Mutant, differences, right_expression
+from .equivalence import PROOF_CASES
+from .mutants import Mutant, differences, right_expression
 from .transitions import Attempt, Question, Transitions
 
 __all__ = ["counterexamples", "question", "values_that_differ"]

@@ -2,14 +2,13 @@
 
 :func:`mutants` lists them: wrong table rows, as the hardware is compiled from their expressions,
 and wrong control logic, which is named by the assignment that is wrong (:data:`CONTROL`).
-:class:`MutantUnit` holds them all. :func:`equivalent` proves that a wrong row says what the right
-one says.
+:class:`MutantUnit` holds them all.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property, reduce
+from functools import cache, cached_property
 from typing import Any
 
 from amaranth import Const, Mux, Signal, Value
@@ -27,20 +26,17 @@ from vmxswitch.spec import difference
 from vmxswitch.spec import expression as ir
 from vmxswitch.spec.capabilities import BoundCheck, Capabilities
 from vmxswitch.spec.operations import Mode
-from vmxswitch.spec.proof import Known, Undecided, known_bits, witness
-from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, STAGES, expression
+from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, STAGES
 
 __all__ = [
-    "CONTROL", "KINDS", "PROOF_CASES", "Control", "Mutant", "MutantUnit", "differences",
-    "equivalent", "mutants", "right_expression", "wrong_expression",
+    "CONTROL", "KINDS", "Control", "Mutant", "MutantUnit", "differences", "mutants",
+    "passed_stages", "right_expression", "wrong_expression",
 ]
 
 NUMBER_BITS = 16
-PROOF_CASES = 4000  # that a proof may take
 #: What is wrong in a mutant: the table of its row, or the control logic.
 KINDS = ("check", "register", "information", "event", "instruction", "outcome", "control")
 ZERO, ONE = ir.Const(1, 0), ir.Const(1, 1)
-REASON = ir.Symbol(16, "EXIT_REASON")
 FAILURE_STAGES = ("control", "host")  # passed by a VM entry that ends in an entry failure, too
 
 
@@ -611,25 +607,6 @@ def mutants(capabilities: Capabilities) -> tuple[Mutant, ...]:
     return _plan(capabilities).mutants
 
 
-def equivalent(capabilities: Capabilities, mutant: Mutant) -> bool:
-    """Whether it is proved that a mutant does what the unit does. Wrong control logic never is."""
-    if mutant.number not in _plan(capabilities).variants:
-        return False
-    site, _ = _plan(capabilities).variants[mutant.number]
-    try:
-        for differ in differences(capabilities, mutant):
-            names = ir.symbols(differ)
-            inputs = {name: known for name in names
-                      if (known := _settled(capabilities, site.passed, name)) is not None}
-            for fact in _facts(capabilities, site, names):
-                differ = ir.Binary(1, "&", differ, fact)
-            if witness(differ, PROOF_CASES, inputs) is not None:
-                return False
-    except Undecided:
-        return False
-    return True
-
-
 def differences(capabilities: Capabilities, mutant: Mutant) -> Iterator[ir.Expression]:
     """For each bit that comes of a wrong row whether it is wrong."""
     site, variant = _plan(capabilities).variants[mutant.number]
@@ -648,49 +625,10 @@ def wrong_expression(capabilities: Capabilities, mutant: Mutant) -> ir.Expressio
     return variant
 
 
-def _facts(capabilities, site, names) -> Iterator[ir.Expression]:
-    """What holds wherever an expression over symbols with these names is looked at."""
-    if "IN_VMX" in names:
-        yield capabilities.bind(expression("implies(NON_ROOT, IN_VMX)"))
-    if "EXIT_REASON" in names:
-        reasons = {number for number, row in EXIT_REASONS.items()
-                   if row.condition is not None and capabilities.bind(row.condition) != ZERO
-                   and capabilities.bind(row.undefined) != ONE}
-        reasons |= {row.number for rows in INSTRUCTIONS.values()
-                    for row, _ in _met(capabilities, rows) if row.kind in ("exit", "entry failure")}
-        yield ir.Member(1, REASON, tuple(sorted(reasons)))
-    if "EXIT_BY_INSTRUCTION" in names:
-        instructions = ir.Member(1, REASON, tuple(
-            number for number, row in EXIT_REASONS.items() if row.by_instruction))
-        yield ir.Binary(1, "==", ir.Symbol(1, "EXIT_BY_INSTRUCTION"), instructions)
-    for reads, holds in _passed(capabilities, site.passed):
-        if reads & names:
-            yield holds
-
-
-@cache
-def _passed(capabilities, stages) -> tuple[tuple[frozenset[str], ir.Expression], ...]:
-    """What holds of fields that have passed the checks of some stages, and which these are."""
-    return tuple(
-        (reads, ir.Invert(1, row.fails)) for row in capabilities.checks.values()
-        if row.stage in stages and (reads := ir.symbols(row.fails)) <= capabilities.fields.keys())
-
-
-@cache
-def _settled(capabilities, stages, name) -> Known | None:
-    """The bits of a field that can have one value only, by what holds of it alone."""
-    alone = [holds for reads, holds in _passed(capabilities, stages) if reads == {name}]
-    if not alone:
-        return None
-    holds = reduce(lambda one, other: ir.Binary(1, "&", one, other), alone)
-    width = capabilities.fields[name].bits
-    mask = bits = 0
-    for bit in (1 << number for number in range(width)):
-        for value in (0, bit):
-            given = {name: known_bits(width, mask | bit, bits | bit & ~value)}
-            if witness(holds, PROOF_CASES, given) is None:
-                mask, bits = mask | bit, bits | value
-    return known_bits(width, mask, bits)
+def passed_stages(capabilities: Capabilities, mutant: Mutant) -> tuple[str, ...]:
+    """Stages of the checks that a VMCS has passed wherever a mutant's row matters."""
+    site, _ = _plan(capabilities).variants[mutant.number]
+    return site.passed
 
 
 class _Mutated(Capabilities):

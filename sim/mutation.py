@@ -13,8 +13,9 @@ from uuid import uuid4
 
 from .cases import Case, disagreements, read_profile
 from .counterexamples import counterexamples, question, values_that_differ
+from .equivalence import equivalent
 from .fuzz.campaign import Worker
-from .mutants import KINDS, Mutant, MutantUnit, equivalent, mutants
+from .mutants import KINDS, Mutant, MutantUnit, mutants
 from .neighbours import attempt_with, neighbours
 from .observation import observe
 from .row_cases import Subject, run_pair

@@ -12,9 +12,10 @@ from amaranth.hdl import Fragment
 from vmxswitch.sim import mutants as module
 from vmxswitch.sim import mutation
 from vmxswitch.sim.counterexamples import counterexamples, question
+from vmxswitch.sim.equivalence import equivalent
 from vmxswitch.sim.fuzz.campaign import Worker
 from vmxswitch.sim.model import Model
-from vmxswitch.sim.mutants import KINDS, Control, Mutant, MutantUnit, equivalent, mutants
+from vmxswitch.sim.mutants import KINDS, Control, Mutant, MutantUnit, mutants
 from vmxswitch.sim.mutation import EXPLAINED, WITNESSES, Defect, MutantPort, hunt
 from vmxswitch.sim.neighbours import neighbours
 from vmxswitch.sim.observation import observe

@@ -1,61 +1,56 @@
-"""Where the area of a built unit goes: `python bench/area.py build/ulx3s-25f-full/top.json`.
+"""Where the area of a unit goes, by component: `python bench/area.py --config full`.
 
-The netlist is flat and its look-up tables have no names of their own. So each is counted for the
-registers that it leads to, by the name of those registers; one that leads to several is shared.
+Each component of the serial unit is synthesised for ECP5 on its own, into look-up tables with four
+inputs, so the sum is more than a build needs: nothing is shared or simplified across components.
+Needs the extras `boards` and `fpga`.
 """
 
+import argparse
 import json
-import re
-import sys
-from collections import Counter, defaultdict
+import subprocess
+import tempfile
+from collections import Counter
 from pathlib import Path
 
-LOGIC = {"LUT4", "SB_LUT4", "CCU2C", "SB_CARRY", "PFUMX", "L6MUX21"}
-LUTS, FLIP_FLOPS = ("LUT4", "SB_LUT4"), ("TRELLIS_FF", "SB_DFF")
-MANY = 3
-#: Names that Yosys gives, after the cell that drives or reads a bit.
-MADE_BY_TOOL = re.compile(
-    r"^\$|_(LUT4|TRELLIS_FF|PFUMX|L6MUX21|CCU2C|SB_[A-Z0-9]+|DO[AB]\d+|AD[AB]\d+)_")
+from vmxswitch.boards.flow import FLIP_FLOPS, LUTS, MEMORIES, Tools
+from vmxswitch.hdl.serial_unit import SerialUnit
+from vmxswitch.hdl.verilog import TOP, to_rtlil
+from vmxswitch.spec.capabilities import configuration
+
+CLOCK_HZ = 25_000_000
+SCRIPT = f"""
+read_rtlil {TOP}.il
+synth_ecp5 -top {TOP} -noflatten -run begin:map_luts
+abc -lut 4
+clean
+tee -q -o size.json stat -json
+"""
 
 
-def main(path):
-    """Print look-up tables and flip-flops by what they serve, the largest first."""
-    module = json.loads(Path(path).read_text())["modules"]["top"]
-    names, drivers, inputs, sinks = _names(module), {}, {}, defaultdict(set)
-    registers, flip_flops = [], Counter()
-    for cell, row in module["cells"].items():
-        ends = defaultdict(list)
-        for port, bits in row["connections"].items():
-            ends[row["port_directions"].get(port)] += [bit for bit in bits if isinstance(bit, int)]
-        if row["type"] in LOGIC:
-            inputs[cell] = ends["input"]
-            drivers |= dict.fromkeys(ends["output"], cell)
-        elif row["type"].startswith(FLIP_FLOPS):
-            name = names[row["connections"]["Q"][0]]
-            flip_flops[name] += 1
-            registers.append((name, ends["input"]))
-    for name, bits in registers:
-        while bits:
-            cell = drivers.get(bits.pop())
-            if cell and name not in sinks[cell]:
-                sinks[cell].add(name)
-                bits += inputs[cell]
-    luts = Counter(
-        " + ".join(sorted(found)) if len(found) <= MANY else "shared by more"
-        for cell, found in sinks.items() if module["cells"][cell]["type"] in LUTS)
-    print("   lut     ff  registers")
-    for name in sorted(luts | flip_flops, key=lambda name: -luts[name] - flip_flops[name])[:25]:
-        print(f"{luts[name]:6} {flip_flops[name]:6}  {name}")
+def main():
+    """Print look-up tables, flip-flops and memory blocks of each component, the largest first."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", metavar="NAME[:N]", default="full", help="as for other verbs")
+    capabilities = configuration(parser.parse_args().config)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / f"{TOP}.il").write_text(to_rtlil(SerialUnit(capabilities, clock_hz=CLOCK_HZ)))
+        (folder / "area.ys").write_text(SCRIPT)
+        subprocess.run([Tools(native=False).path("yosys"), "-q", "area.ys"], cwd=folder, check=True)
+        modules = json.loads((folder / "size.json").read_text())["modules"]
+    rows = {}
+    for module, size in modules.items():
+        cells = Counter(size["num_cells_by_type"])
+        row = (sum((LUTS | {"$lut": 1}).get(cell, 0) * count for cell, count in cells.items()),
+               sum(count for cell, count in cells.items() if cell.startswith(FLIP_FLOPS)),
+               sum(count for cell, count in cells.items() if cell in MEMORIES))
+        if any(row):
+            rows[module.lstrip("\\")] = row
+    rows["sum"] = tuple(map(sum, zip(*rows.values(), strict=True)))
+    print("  lut4     ff  bram  component")
+    for component, (lut, ff, bram) in sorted(rows.items(), key=lambda item: -item[1][0]):
+        print(f"{lut:6} {ff:6} {bram:5}  {component}")
 
 
-def _names(module):
-    """For each bit the shortest name of ours, as component and signal; "?" if there is none."""
-    names = defaultdict(lambda: "?")
-    for name, row in sorted(module["netnames"].items(), key=lambda item: -len(item[0])):
-        if not MADE_BY_TOOL.search(name):
-            short = ".".join(name.removeprefix("face.").removeprefix("unit.").split(".")[:2])
-            names |= dict.fromkeys(row["bits"], short)
-    return names
-
-
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vmxswitch import cli, replay
+from vmxswitch import backends, cli, replay
 from vmxswitch.sim.model import Model
 
 CASES = Path(__file__).parent / "cases"
@@ -46,6 +46,10 @@ def test_cases_that_agree(cases, run):
     assert out[0].endswith("cases.jsonl profile=skylake_x_64 cases=1 compared=1 disagree=0")
     assert out[1].startswith("cases=1 compared=1 disagree=0 seconds=") and len(out) == 2
     assert err == ["replay: 1 of 1 cases"]
+
+
+def test_every_backend_has_its_measure_of_progress():
+    assert set(replay.CHUNK_CASES) == {*backends.BACKENDS, backends.SERIAL}
 
 
 def test_the_cases_of_one_profile_can_be_chosen(cases, run):

@@ -23,7 +23,7 @@ __all__ = ["run"]
 
 SHOWN = 10                             # disagreements that are printed
 #: What a process does between two reports of progress.
-CHUNK_CASES = {"model": 25, "pysim": 1, "verilator": 25, "serial": 1}
+CHUNK_CASES = {"model": 25, "pysim": 1, "verilator": 25, "netlist": 5, "serial": 1}
 
 
 def run(arguments):

@@ -2,8 +2,7 @@
 
 :func:`mutants` lists them: wrong table rows, as the hardware is compiled from their expressions,
 and wrong control logic, which is named by the assignment that is wrong (:data:`CONTROL`).
-:class:`MutantUnit` holds them all. :func:`equivalent` proves that a wrong row says what the right
-one says.
+:class:`MutantUnit` holds them all.
 """
 
 import re
@@ -23,19 +22,18 @@ from vmxswitch.hdl.instruction_unit import Decision
 from vmxswitch.hdl.interface import INSTRUCTION_ROWS, Event, Response
 from vmxswitch.hdl.memory_unit import Command
 from vmxswitch.hdl.vmx_unit import VmxUnit
+from vmxswitch.spec import difference
 from vmxswitch.spec import expression as ir
 from vmxswitch.spec.capabilities import BoundCheck, Capabilities
 from vmxswitch.spec.operations import Mode
-from vmxswitch.spec.proof import Undecided, witness
-from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, STAGES, expression
+from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, STAGES
 
 __all__ = [
-    "CONTROL", "KINDS", "PROOF_CASES", "Control", "Mutant", "MutantUnit", "differences",
-    "equivalent", "mutants",
+    "CONTROL", "KINDS", "Control", "Mutant", "MutantUnit", "differences", "mutants",
+    "passed_stages", "right_expression", "wrong_expression",
 ]
 
 NUMBER_BITS = 16
-PROOF_CASES = 4000  # that a proof may take
 #: What is wrong in a mutant: the table of its row, or the control logic.
 KINDS = ("check", "register", "information", "event", "instruction", "outcome", "control")
 ZERO, ONE = ir.Const(1, 0), ir.Const(1, 1)
@@ -190,7 +188,10 @@ def _sites(capabilities: Capabilities) -> Iterator[_Site]:
     for number, row in EXIT_REASONS.items():
         if row.condition is not None:
             right = capabilities.bind(row.condition)
-            yield _Site("event", str(number), "", row.condition, right, _inverted(right))
+            defined = ir.Invert(1, capabilities.bind(row.undefined))
+            yield _Site(
+                "event", str(number), "", row.condition, right, _inverted(right),
+                lambda variant, defined=defined: ir.Binary(1, "&", defined, variant), STAGES)
     for rows in INSTRUCTIONS.values():
         yield from _instruction_sites(capabilities, rows)
 
@@ -214,7 +215,7 @@ def _register_sites(capabilities):
         yield _Site("register", name, "entry", row.entry, entry, (
             old, ("host", "an entry loads what an exit would load", leave)), passed=STAGES)
         yield _Site("register", name, "exit", row.exit, leave, (
-            old, ("guest", "an exit loads what an entry would load", entry)), passed=("host",))
+            old, ("guest", "an exit loads what an entry would load", entry)), passed=FAILURE_STAGES)
         if row.field in capabilities.fields:
             bits = capabilities.bits(capabilities.fields[row.field])
             yield _Site("register", name, "save", row.save, bound(row.save, bits), (
@@ -606,46 +607,28 @@ def mutants(capabilities: Capabilities) -> tuple[Mutant, ...]:
     return _plan(capabilities).mutants
 
 
-def equivalent(capabilities: Capabilities, mutant: Mutant) -> bool:
-    """Whether it is proved that a mutant does what the unit does. Wrong control logic never is."""
-    if mutant.number not in _plan(capabilities).variants:
-        return False
-    site, _ = _plan(capabilities).variants[mutant.number]
-    try:
-        for differ in differences(capabilities, mutant):
-            for fact in _facts(capabilities, site, ir.symbols(differ)):
-                differ = ir.Binary(1, "&", differ, fact)
-            if witness(differ, PROOF_CASES) is not None:
-                return False
-    except Undecided:
-        return False
-    return True
-
-
 def differences(capabilities: Capabilities, mutant: Mutant) -> Iterator[ir.Expression]:
     """For each bit that comes of a wrong row whether it is wrong."""
     site, variant = _plan(capabilities).variants[mutant.number]
-    right, wrong = site.seen(site.right), site.seen(variant)
-    for bit in range(right.width):
-        differ = ir.Binary(1, "^", *(
-            ir.bind(ir.Slice(1, value, bit), {}) for value in (right, wrong)))
-        if differ.left != differ.right:
-            yield differ
+    return difference.differences(site.seen(site.right), site.seen(variant))
 
 
-def _facts(capabilities, site, names) -> Iterator[ir.Expression]:
-    """What holds wherever an expression over symbols with these names is looked at."""
-    if "IN_VMX" in names:
-        yield capabilities.bind(expression("implies(NON_ROOT, IN_VMX)"))
-    if "EXIT_REASON" in names:
-        reasons = {number for number, row in EXIT_REASONS.items() if row.condition is not None}
-        reasons |= {row.number for rows in INSTRUCTIONS.values()
-                    for row, _ in _met(capabilities, rows) if row.kind in ("exit", "entry failure")}
-        yield ir.Member(1, ir.Symbol(16, "EXIT_REASON"), tuple(sorted(reasons)))
-    for row in capabilities.checks.values():
-        reads = ir.symbols(row.fails)
-        if row.stage in site.passed and reads <= capabilities.fields.keys() and reads & names:
-            yield ir.Invert(1, row.fails)
+def right_expression(capabilities: Capabilities, mutant: Mutant) -> ir.Expression:
+    """What comes of a mutant's row if it is right; not of an outcome or control logic."""
+    site, _ = _plan(capabilities).variants[mutant.number]
+    return site.seen(site.right)
+
+
+def wrong_expression(capabilities: Capabilities, mutant: Mutant) -> ir.Expression:
+    """What a mutant has in place of its row's expression; not of an outcome or control logic."""
+    _, variant = _plan(capabilities).variants[mutant.number]
+    return variant
+
+
+def passed_stages(capabilities: Capabilities, mutant: Mutant) -> tuple[str, ...]:
+    """Stages of the checks that a VMCS has passed wherever a mutant's row matters."""
+    site, _ = _plan(capabilities).variants[mutant.number]
+    return site.passed
 
 
 class _Mutated(Capabilities):

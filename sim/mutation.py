@@ -8,26 +8,32 @@ done with once one of them has noticed it. All mutants are in one compiled model
 import ctypes
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from uuid import uuid4
 
 from .cases import Case, disagreements, read_profile
-from .counterexamples import counterexamples, values_that_differ
+from .counterexamples import counterexamples, question, values_that_differ
+from .equivalence import equivalent
 from .fuzz.campaign import Worker
-from .mutants import KINDS, Mutant, MutantUnit, equivalent, mutants
+from .mutants import KINDS, Mutant, MutantUnit, mutants
 from .neighbours import attempt_with, neighbours
 from .observation import observe
 from .row_cases import Subject, run_pair
 from .runner import Runner
 from .sweeps import SWEEPS
+from .transitions import Transitions, script
 from .verilator import Kind, VerilatorPort
 from .verilator_build import library
+from .watched_model import WatchedModel
 
 __all__ = ["EXPLAINED", "WITNESSES", "Defect", "MutantPort", "Verdict", "hunt"]
 
 #: What may notice a mutant, in the order in which they are asked.
-WITNESSES = ("pair", "variants", "neighbours", "fuzz", "recorded", "sweep", "counterexample")
+WITNESSES = ("pair", "variants", "neighbours", "fuzz", "recorded", "sweep", "transitions",
+             "counterexample")
 SEED = 1                   # of the fuzzer
 ROUNDS = (10, 90)        # programs of the first rounds of the fuzzer; then all the rest
+ATTEMPTS = 200           # of a program of transitions
 #: What a wrong unit may end an operation in: no answer, or one that means nothing.
 NONSENSE = (RuntimeError, ValueError, LookupError)
 
@@ -136,10 +142,10 @@ class Task:
     subject : Subject
         The processor.
     witness : str
-        "rows" for pair, variants and neighbours; "fuzz", "recorded", "sweep", "counterexample";
-        "proof".
+        "rows" for pair, variants and neighbours; "fuzz", "recorded", "sweep", "transitions",
+        "counterexample"; "proof".
     numbers : tuple of int
-        The mutants; for "rows" of one row.
+        The mutants; for "rows" and "transitions" of one expression.
     cases : sequence of Case
     programs : range
         Numbers of the fuzzer's programs.
@@ -168,6 +174,7 @@ def run_task(task: Task) -> Found:
 
 def _by_rows(task, port, worker):
     by_number = _by_number(task.subject.capabilities)
+    model = _watched(task, worker)
     row = by_number[task.numbers[0]].row
     alive, found = [*task.numbers], []
 
@@ -188,15 +195,15 @@ def _by_rows(task, port, worker):
         pairs = next(filter(None, map(worker.pairs, others)))
     for depth in (1, 2):
         if alive:
-            recording = _recorded([*neighbours(task.subject, checks[row], pairs[0], depth)], port,
-                                  worker.sides.model)
-            ask("neighbours", f"depth {depth}",
-                lambda number, seen=recording: number and seen.differs(number))
+            recording = _recorded(
+                [*neighbours(task.subject, checks[row], pairs[0], depth)], port, model)
+            ask("neighbours", f"depth {depth}", lambda number, seen=recording:
+                number in model.differing and seen.differs(number))
     for number in alive:
         values = values_that_differ(task.subject.capabilities, by_number[number])
         if values is not None:
             program = [*attempt_with(task.subject, checks[row], pairs[0], values)]
-            if _recorded(program, port, worker.sides.model).differs(number):
+            if _recorded(program, port, model).differs(number):
                 found.append((number, "counterexample", ""))
     return found
 
@@ -243,39 +250,78 @@ def _by_cases(task, port, worker):
     return found
 
 
-def _by_counterexamples(task, port, worker):
-    by_number, found = _by_number(task.subject.capabilities), []
-    for number in task.numbers:
-        for program in counterexamples(task.subject, by_number[number]):
-            if _recorded(program, port, worker.sides.model).differs(number):
-                found.append((number, "counterexample", ""))
-                break
-    return found
-
-
 def _by_sweeps(task, port, worker):
-    alive, found = [*task.numbers], []
-    for name, program in SWEEPS.items():
-        if alive:
-            recording = _recorded([*program(task.subject)], port, worker.sides.model)
-            noticed = [number for number in alive if recording.differs(number)]
-            alive = [number for number in alive if number not in noticed]
-            found += [(number, "sweep", name) for number in noticed]
-    return found
+    model = _watched(task, worker)
+    return _by_recordings(task, "sweep", model, (
+        (name, _recorded([*program(task.subject)], port, model))
+        for name, program in SWEEPS.items()))
 
 
 def _by_programs(task, port, worker):
+    return _by_recordings(task, "fuzz", _watched(task, worker), (
+        (f"program {program}", _compared(
+            port, worker.run, program, f"program {program} of seed {SEED}"))
+        for program in task.programs))
+
+
+def _by_transitions(task, port, worker):
+    mutant = _by_number(task.subject.capabilities)[task.numbers[0]]
+    asked = question(task.subject.capabilities, mutant)
+    attempts = Transitions(task.subject).attempts(asked)
+    return _by_attempts(task, "transitions", port, worker, asked, attempts)
+
+
+def _by_counterexamples(task, port, worker):
+    capabilities = task.subject.capabilities
+    transitions, by_number = Transitions(task.subject), _by_number(capabilities)
+    found = []
+    for number in task.numbers:
+        mutant = by_number[number]
+        found += _by_attempts(
+            replace(task, numbers=(number,)), "counterexample", port, worker,
+            question(capabilities, mutant), counterexamples(capabilities, transitions, mutant))
+    return found
+
+
+def _by_attempts(task, witness, port, worker, asked, attempts):
+    model = _watched(task, worker)
+
+    def recordings():
+        while first := [*islice(attempts, 1)]:
+            program = script(
+                task.subject, model, chain(first, islice(attempts, ATTEMPTS - 1)), asked.field)
+            yield "", _compared(port, worker.sides.run_script, program, str(asked))
+
+    return _by_recordings(task, witness, model, recordings())
+
+
+def _compared(port, run, program, name):
+    """The recording of a program in which the unit does what the model does."""
+    port.choose(0)
+    if run(program).difference is not None:
+        raise Defect(f"the unit and the model differ in {name}")
+    return port.recording()
+
+
+def _watched(task, worker):
+    """A model for the worker that watches the mutants of a task."""
+    by_number = _by_number(task.subject.capabilities)
+    worker.sides.model = WatchedModel(
+        task.subject.capabilities, [by_number[number] for number in task.numbers])
+    return worker.sides.model
+
+
+def _by_recordings(task, witness, model, recordings):
+    """The mutants that one of several programs notices; they come as pairs of detail and recording.
+    """
     alive, found = [*task.numbers], []
-    for program in task.programs:
+    for detail, recording in recordings:
+        noticed = [number for number in alive
+                   if number in model.differing and recording.differs(number)]
+        alive = [number for number in alive if number not in noticed]
+        found += [(number, witness, detail) for number in noticed]
         if not alive:
             break
-        port.choose(0)
-        if worker.run(program).difference is not None:
-            raise Defect(f"the unit and the model differ in program {program} of seed {SEED}")
-        recording = port.recording()
-        noticed = [number for number in alive if recording.differs(number)]
-        alive = [number for number in alive if number not in noticed]
-        found += [(number, "fuzz", f"program {program}") for number in noticed]
     return found
 
 
@@ -287,7 +333,8 @@ def _by_proof(task, port, worker):
 
 _RUN = {
     "rows": _by_rows, "recorded": _by_cases, "counterexample": _by_counterexamples,
-    "fuzz": _by_programs, "sweep": _by_sweeps, "proof": _by_proof,
+    "fuzz": _by_programs, "sweep": _by_sweeps, "transitions": _by_transitions,
+    "proof": _by_proof,
 }
 
 
@@ -339,11 +386,14 @@ def hunt(
         numbers = [number for number, mutant in alive.items() if mutant.kind in (kinds or KINDS)]
         return [numbers[job::jobs] for job in range(jobs)]
 
-    rows = {}
-    for mutant in alive.values():
-        if mutant.kind == "check":
-            rows.setdefault(mutant.row, []).append(mutant.number)
-    ask("rows", rows.values())
+    def by_expression(*kinds):
+        numbers = {}
+        for number, mutant in alive.items():
+            if mutant.kind in kinds:
+                numbers.setdefault((mutant.kind, mutant.row, mutant.part), []).append(number)
+        return [*numbers.values()]
+
+    ask("rows", by_expression("check"))
     first = 0
     for count in (*ROUNDS, programs):
         last = min(first + count, programs)
@@ -353,8 +403,9 @@ def hunt(
             if cases:
                 ask("recorded", shares(), cases=cases)
             ask("sweep", shares())
-            ask("proof", shares())
-            ask("counterexample", shares("register", "information", "event"))
+    ask("proof", shares())
+    ask("transitions", by_expression("register", "information", "event"))
+    ask("counterexample", shares("register", "information", "event"))
     for number, mutant in alive.items():
         reason = EXPLAINED.get(mutant.id, "")
         found[number] = Verdict(mutant, "explained" if reason else "", reason)

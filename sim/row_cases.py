@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from importlib.resources import files
-from itertools import islice
+from itertools import islice, product
 
 from vmxswitch import spec
 from vmxswitch.spec.capabilities import PRESETS, WRMSR_RULES, Capabilities
@@ -30,7 +30,7 @@ from vmxswitch.spec.expression import (
     to_function,
 )
 from vmxswitch.spec.operations import Answer, Instruction, Outcome
-from vmxswitch.spec.proof import witness
+from vmxswitch.spec.proof import Known, witness
 from vmxswitch.spec.structures import LIST_ENTRY_BYTES, VTPR_OFFSET
 from vmxswitch.spec.tables import (
     CAPABILITY_MSRS,
@@ -598,11 +598,13 @@ class Search:
         return witness(alone) is None
 
     def reaching(
-        self, expression: Expression, changes: Mapping[str, int],
+        self, expression: Expression, starts: Sequence[Mapping[str, int | Known]],
+        phases: Iterable[tuple[int, int]] = PHASES,
     ) -> Iterator[tuple[RowCase, State]]:
         """Cases that pass every check, in a state in which a one-bit expression is 1.
 
-        The search starts from the baselines with ``changes``.
+        The search begins at the baselines, each with the changes of one of ``starts``: values, or
+        some bits. ``phases``: repairs in a row and states put right, as in :data:`PHASES`.
         """
         goal = Search(self._subject, self._free)
         node = _replaced(expression, _meanings(self._subject.capabilities))
@@ -611,12 +613,28 @@ class Search:
         goal._readers = {**self._readers} | {
             symbol: [*self._readers.get(symbol, ()), GOAL] for symbol in symbols(node)}
         goal._order = {**self._order, GOAL: -1}
-        for depth, states in PHASES:
+        for (depth, states), changes in product(phases, starts):
             for baseline, start in self._starts.items():
-                for state in goal._alone(GOAL, start | changes, depth, states):
+                for state in goal._alone(GOAL, _changed(start, changes), depth, states):
                     case = goal._case(GOAL, baseline, state, ())
                     if case is not None:
                         yield case, state
+
+    def near(
+        self, baseline: str, state: State, names: Iterable[str],
+    ) -> Iterator[tuple[RowCase, State]]:
+        """Cases and states with one bit of a symbol inverted, of those that pass every check."""
+        failing = self._all_failing(state)
+        for symbol in sorted(state.keys() & names):
+            bits = self._free.get(symbol) or SYMBOL_WIDTHS[symbol]
+            for value in (state[symbol] ^ 1 << bit for bit in range(bits)):
+                changes = {symbol: self._settle(symbol, value)}
+                changed = {**state, **changes}
+                if changes[symbol] is None or self._failing_after(failing, changed, changes):
+                    continue
+                case = self._case(GOAL, baseline, changed, ())
+                if case is not None:
+                    yield case, changed
 
     # -- cases --
 
@@ -691,6 +709,13 @@ class Search:
         if not good:
             return None
         return tuple((place, *word) for place, word in sorted(words.items()))
+
+
+def _changed(state: State, changes: Mapping[str, int | Known]) -> State:
+    """The state with other values; of symbols of which some bits are known, with these bits."""
+    return state | {
+        name: state[name] & ~value.mask | value.bits if isinstance(value, Known) else value
+        for name, value in changes.items()}
 
 
 class _Recorder(dict):

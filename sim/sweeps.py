@@ -1,4 +1,4 @@
-"""Programs that try one thing after the other: operands bit by bit, events, region 0.
+"""Programs that try one thing after the other: operands bit by bit, events, ports, region 0.
 
 They are the same for every mutant; what they try is what random programs come to too rarely.
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 from vmxswitch.spec.operations import Event, Instruction
-from vmxswitch.spec.tables import EXIT_REASONS
+from vmxswitch.spec.tables import CONTROL_WORDS, CONTROLS, EXIT_REASONS
 
 from .fuzz.program import Region, operations, revision
 from .observation import MemoryWrite, Operation, RegisterWrites
@@ -17,6 +17,9 @@ __all__ = ["SWEEPS"]
 
 GOOD_EPTP = 0x11_001E
 EVENT_POINTERS = 0x40_0000  # of a region for each event, one after the other
+IO_BITMAP = 0x30_0000
+IO_INSTRUCTION = 30  # exit reason
+WORD_BITS, ALL_ONES = 64, (1 << 64) - 1
 #: Operands that instructions succeed with, and how many bits of them are tried.
 OPERANDS = (
     ("VMXON", {"pointer": (VMXON_POINTER, 64)}), ("VMCLEAR", {"pointer": (VMCS_POINTER, 64)}),
@@ -71,6 +74,8 @@ def _operand_bits(subject):
         for bit in range(32) if name in ("VMXON", "VMPTRLD") else ():
             if name == "VMXON":
                 yield from _off(subject)
+            else:  # a resident VMCS is not read again
+                yield Instruction("VMCLEAR", pointer=usual["pointer"])
             yield MemoryWrite(usual["pointer"], 4, word ^ 1 << bit)
             yield Instruction(name, **usual)
     for register in ("CR0", "CR4"):
@@ -100,6 +105,27 @@ def _events(subject):
         yield Instruction("VMCLEAR", pointer=pointer)
 
 
+def _ports(subject):
+    """Accesses to ports at the end of a word of an I/O bitmap and beyond, for each bit there."""
+    control = CONTROLS["PROC1_USE_IO_BITMAPS"]
+    if not subject.capabilities.allows(control.symbol):
+        return
+    field = CONTROL_WORDS[control.word].field
+    controls = next(iter(subject.baselines.values()))[field] | 1 << control.low
+    yield from _region(
+        subject, VMCS_POINTER, **{field: controls, "IO_BITMAP_A_ADDR": IO_BITMAP})
+    yield from _root(subject)
+    yield Instruction("VMLAUNCH")
+    for bit in range(WORD_BITS - 4, WORD_BITS + 4):
+        for word in (0, 1):
+            yield MemoryWrite(IO_BITMAP + 8 * word, 8, 1 << bit >> WORD_BITS * word & ALL_ONES)
+        for port, size in product(range(WORD_BITS - 4, WORD_BITS), (1, 2, 4)):
+            yield Event(IO_INSTRUCTION, size - 1 | port << 16, length=1)
+            if port <= bit < port + size:  # it exits
+                yield _registers(subject)
+                yield Instruction("VMRESUME")
+
+
 def _region_zero(subject):
     """Physical address 0 is like any other: as link pointer, and for the current VMCS."""
     word = revision(subject.capabilities)
@@ -116,5 +142,5 @@ def _region_zero(subject):
 
 
 SWEEPS: dict[str, Callable[[Subject], Iterator[Operation]]] = {
-    "operand bits": _operand_bits, "events": _events, "region 0": _region_zero,
+    "operand bits": _operand_bits, "events": _events, "ports": _ports, "region 0": _region_zero,
 }

@@ -20,7 +20,7 @@ from .expression import (
     Symbol,
 )
 
-__all__ = ["Known", "Undecided", "know", "known_bits", "witness"]
+__all__ = ["Known", "Undecided", "example", "know", "known_bits", "witness"]
 
 
 class Undecided(Exception):
@@ -57,6 +57,17 @@ def witness(
 ) -> dict[str, int] | None:
     """Values of symbols with which a one-bit expression is 1, or None if there are none.
 
+    Parameters and exception are those of :func:`example`.
+    """
+    case = example(expression, limit, inputs)
+    return None if case is None else {name: known.bits for name, known in case.items()}
+
+
+def example(
+    expression: Expression, limit: int = 20_000, inputs: Mapping[str, Known] = {},
+) -> dict[str, Known] | None:
+    """Bits of symbols with which a one-bit expression is 1 whatever the others are, None if none.
+
     Parameters
     ----------
     expression : Expression
@@ -80,7 +91,7 @@ def witness(
         result = know(expression, case)
         if result.mask:
             if result.bits:
-                return {name: known.bits for name, known in case.items()}
+                return case
             continue
         symbol, bit = _undecided_bit(expression, 1, case)
         known = case.get(symbol.name, known_bits(symbol.width, 0, 0))
@@ -181,6 +192,11 @@ def _undecided_bit(node, wanted, inputs):
             if not known.mask:
                 return _undecided_bit(condition, 1, inputs)
             return _undecided_bit(yes if known.bits else no, wanted, inputs)
+        case Binary(_, ">>", left, right):
+            places = know(right, inputs)
+            if not places.unknown:  # else nothing that is known of the left side helps
+                return _undecided_bit(left, wanted << places.bits, inputs)
+            parts = ((right, -1),)
         case Binary(_, "&" | "|" | "^", left, right):
             parts = ((left, wanted), (right, wanted))
         case Binary(_, _, left, right):

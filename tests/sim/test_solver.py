@@ -8,7 +8,7 @@ import pytest
 from vmxswitch.sim.solver import Solver, distance, evaluate
 from vmxswitch.spec.capabilities import PRESETS
 from vmxswitch.spec.expression import Binary, Invert, parse, symbols, to_function
-from vmxswitch.spec.proof import Undecided, witness
+from vmxswitch.spec.proof import Undecided, example, witness
 from vmxswitch.spec.tables import SYMBOL_WIDTHS
 
 SCOPE = {"a": 4, "b": 4, "c": 1}
@@ -103,6 +103,18 @@ def test_a_sum_does_not_fall_back_below_a_bound_that_a_part_exceeds():
     above = parse("count != 0 and address[63:40] != 0", scope, {}, 1)
     inside = parse("(address + 16 * count - 1)[64:40] == 0", scope, {}, 1)
     assert witness(Binary(1, "&", above, inside)) is None
+
+
+def test_what_tells_how_far_is_shifted_is_decided_first():
+    scope = {"bitmap": 64, "number": 8}
+    expression = parse("(bitmap >> number[5:0])[0] and number[5:0] == 14", scope, {}, 1)
+    assert witness(expression, limit=100)["bitmap"] == 1 << 14
+
+
+def test_bits_that_do_not_matter_are_not_in_an_example():
+    found = example(parse("a[2:1] == 2", {"a": 8}, {}, 1))
+    assert {name: (known.mask, known.bits) for name, known in found.items()} == {
+        "a": (0b110, 0b100)}
 
 
 def test_too_many_cases_are_refused():

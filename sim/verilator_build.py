@@ -49,9 +49,9 @@ OPTIMISE = ("opt_expr", "opt_merge", "opt_muxtree", "opt_reduce", "opt_merge", "
             "opt_clean", "opt_expr", "opt_merge", "opt_clean")
 #: FPGA family of a netlist by natural width: those of the boards that the presets are for.
 FAMILIES = {64: "ecp5", 32: "ice40"}
-#: Further options of synthesis, and the file with what each cell does. Yosys has no model of the
-#: ECP5's block RAM: the memory that would be one is made of distributed RAM.
-CELLS = {"ecp5": ("-nobram", "-D NO_INCLUDES +/lattice/cells_sim_ecp5.v"),
+#: Further options of synthesis, and the file with what each cell does. Yosys has no models of the
+#: block RAM and multipliers of an ECP5: they are made of distributed RAM and look-up tables.
+CELLS = {"ecp5": ("-nobram -nodsp", "-D NO_INCLUDES +/lattice/cells_sim_ecp5.v"),
          "ice40": ("", "+/ice40/cells_sim.v")}
 VERILATOR_OPTIONS = (
     "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal",

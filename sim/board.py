@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import os
 import select
+import signal
 import sys
 import threading
 import tty
@@ -127,6 +128,8 @@ def main():
                                      description="Serves a simulated board on a pseudo-terminal.")
     parser.add_argument("--config", default="full", help="processor (default: %(default)s)")
     with BoardServer(configuration(parser.parse_args().config)) as server:
+        # A shell that starts it in the background has it ignore the interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         print(f"--port {server.path} --baud {BAUD}", flush=True)
         try:
             threading.Event().wait()

@@ -284,11 +284,18 @@ def test_something_else_at_the_port_is_named():
 
 def test_a_simulated_board_can_be_served_on_its_own():
     command = [sys.executable, "-m", "vmxswitch.sim.board", "--config", "full"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell's `&` does
+    ) as process:
         option, path, baud_option, baud = process.stdout.readline().split()
         assert (option, baud_option, int(baud)) == ("--port", "--baud", BAUD)
-        assert works(SerialPort(FULL, path, int(baud)))
-        process.send_signal(signal.SIGINT)
+        try:
+            assert works(SerialPort(FULL, path, int(baud)))
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0
 
 

@@ -13,6 +13,7 @@ from vmxswitch.spec.capabilities import Capabilities
 from vmxswitch.spec.operations import Mode
 from vmxswitch.spec.tables import (
     BOUNDARY_EVENTS,
+    EVENT_EXITS,
     EVENT_WORDS,
     EXIT_INFORMATION,
     EXIT_REASONS,
@@ -44,7 +45,7 @@ def word_layout(capabilities: Capabilities) -> data.StructLayout:
     """The words of event_words.csv that an event of this processor may read."""
     return data.StructLayout({
         symbol: SYMBOL_WIDTHS[symbol] for symbol, row in EVENT_WORDS.items()
-        if capabilities.bind(row.when) != ir.Const(1, 0)})
+        if capabilities.bind(row.when) != ir.NEVER})
 
 
 class ExitUnit(wiring.Component):
@@ -124,9 +125,7 @@ class ExitUnit(wiring.Component):
         """An event that the core reports as the exit that it would be."""
         values = self._values | cause_values(self.event)
         with m.Switch(self.event.reason):
-            for number, row in EXIT_REASONS.items():
-                if row.condition is None:
-                    continue
+            for number, row in EVENT_EXITS.items():
                 with m.Case(number):
                     known = {"EXIT_REASON": number, "FIRST_BOUNDARY": 0}
                     for output, part in [

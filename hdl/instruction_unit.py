@@ -167,11 +167,8 @@ class InstructionUnit(wiring.Component):
         named = self.request.operation == Operation[name]
         seen = set()  # symbols that this and earlier rows read: all must be known
         earlier = []
-        for row in rows:
-            condition = self._capabilities.bind(row.condition)
+        for row, condition in self._capabilities.met(rows):
             seen |= ir.symbols(condition)
-            if condition == ir.Const(1, 0):
-                continue
             applies = lower(condition, values)
             outcome = Signal(Decision, name=f"outcome_{row.id}")
             with m.If(named & applies & ~Cat(earlier).any()):
@@ -183,8 +180,6 @@ class InstructionUnit(wiring.Component):
                     *self._ends(outcome, row),
                 ]
             yield outcome
-            if condition == ir.Const(1, 1):
-                break
             earlier.append(applies)
 
     def _needs_word(self, seen, values):

@@ -9,11 +9,19 @@ from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 
-from vmxswitch.spec.expression import Binary, Const, Expression, Invert, Member, Mux, bind
+from vmxswitch.spec.expression import (
+    ALWAYS,
+    NEVER,
+    Binary,
+    Const,
+    Expression,
+    Invert,
+    Member,
+    Mux,
+    bind,
+)
 
 __all__ = ["decisions"]
-
-ALWAYS, NEVER = Const(1, 1), Const(1, 0)
 
 
 def decisions(expression: Expression) -> Iterator[tuple[Expression, Expression]]:

@@ -4,9 +4,18 @@ from collections.abc import Iterator
 from functools import cache, reduce
 
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.expression import Binary, Const, Expression, Invert, Member, Symbol, symbols
+from vmxswitch.spec.expression import (
+    ALWAYS,
+    NEVER,
+    Binary,
+    Expression,
+    Invert,
+    Member,
+    Symbol,
+    symbols,
+)
 from vmxswitch.spec.proof import Known, Undecided, known_bits, witness
-from vmxswitch.spec.tables import EXIT_REASONS, expression
+from vmxswitch.spec.tables import EVENT_EXITS, EXIT_REASONS, expression
 
 from .mutants import Mutant, differences, passed_stages
 from .rules import rules
@@ -15,7 +24,6 @@ __all__ = ["PROOF_CASES", "equivalent"]
 
 PROOF_CASES = 4000  #: that a proof may take
 REASON = Symbol(16, "EXIT_REASON")
-ALWAYS, NEVER = Const(1, 1), Const(1, 0)
 
 
 def equivalent(capabilities: Capabilities, mutant: Mutant) -> bool:
@@ -58,8 +66,8 @@ def _facts(capabilities, passed, names) -> Iterator[Expression]:
 def _reasons(capabilities) -> tuple[int, ...]:
     """The reasons with which a processor can come to the host: events and VMX instructions."""
     events = {
-        number for number, row in EXIT_REASONS.items()
-        if row.condition is not None and capabilities.bind(row.condition) != NEVER
+        number for number, row in EVENT_EXITS.items()
+        if capabilities.bind(row.condition) != NEVER
         and capabilities.bind(row.undefined) != ALWAYS}
     instructions = {
         row.number for rows in rules(capabilities).instructions.values() for row, _ in rows

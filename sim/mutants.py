@@ -26,7 +26,7 @@ from vmxswitch.spec import difference
 from vmxswitch.spec import expression as ir
 from vmxswitch.spec.capabilities import BoundCheck, Capabilities
 from vmxswitch.spec.operations import Mode
-from vmxswitch.spec.tables import EXIT_INFORMATION, EXIT_REASONS, INSTRUCTIONS, STAGES
+from vmxswitch.spec.tables import EVENT_EXITS, EXIT_INFORMATION, INSTRUCTIONS, STAGES
 
 __all__ = [
     "CONTROL", "KINDS", "Control", "Mutant", "MutantUnit", "differences", "mutants",
@@ -36,7 +36,6 @@ __all__ = [
 NUMBER_BITS = 16
 #: What is wrong in a mutant: the table of its row, or the control logic.
 KINDS = ("check", "register", "information", "event", "instruction", "outcome", "control")
-ZERO, ONE = ir.Const(1, 0), ir.Const(1, 1)
 FAILURE_STAGES = ("control", "host")  # passed by a VM entry that ends in an entry failure, too
 
 
@@ -180,18 +179,17 @@ def _off_by_one(node, right, mask):
 def _sites(capabilities: Capabilities) -> Iterator[_Site]:
     for row in capabilities.checks.values():
         yield _Site("check", row.id, "", row.check, row.fails, (
-            ("never", "never fails", ZERO),
+            ("never", "never fails", ir.NEVER),
             ("inverted", "fails where it should pass and the other way round",
              ir.Invert(1, row.fails))))
     yield from _register_sites(capabilities)
     yield from _information_sites(capabilities)
-    for number, row in EXIT_REASONS.items():
-        if row.condition is not None:
-            right = capabilities.bind(row.condition)
-            defined = ir.Invert(1, capabilities.bind(row.undefined))
-            yield _Site(
-                "event", str(number), "", row.condition, right, _inverted(right),
-                lambda variant, defined=defined: ir.Binary(1, "&", defined, variant), STAGES)
+    for number, row in EVENT_EXITS.items():
+        right = capabilities.bind(row.condition)
+        defined = ir.Invert(1, capabilities.bind(row.undefined))
+        yield _Site(
+            "event", str(number), "", row.condition, right, _inverted(right),
+            lambda variant, defined=defined: ir.Binary(1, "&", defined, variant), STAGES)
     for rows in INSTRUCTIONS.values():
         yield from _instruction_sites(capabilities, rows)
 
@@ -199,8 +197,8 @@ def _sites(capabilities: Capabilities) -> Iterator[_Site]:
 def _inverted(right):
     """The variants of a condition."""
     if isinstance(right, ir.Const):
-        return (("never", "never holds", ZERO),)
-    return (("never", "never holds", ZERO), ("inverted", "inverted", ir.Invert(1, right)))
+        return (("never", "never holds", ir.NEVER),)
+    return (("never", "never holds", ir.NEVER), ("inverted", "inverted", ir.Invert(1, right)))
 
 
 def _register_sites(capabilities):
@@ -240,21 +238,11 @@ def _information_sites(capabilities):
             FAILURE_STAGES)
 
 
-def _met(capabilities, rows):
-    """The rows of an instruction that can be met, with their condition."""
-    for row in rows:
-        condition = capabilities.bind(row.condition)
-        if condition != ZERO:
-            yield row, condition
-        if condition == ONE:
-            return
-
-
 def _instruction_sites(capabilities, rows):
-    met = [*_met(capabilities, rows)]
+    met = [*capabilities.met(rows)]
     conditions = [condition for _, condition in met]
     for position, (row, condition) in enumerate(met):
-        if condition == ONE:
+        if condition == ir.ALWAYS:
             continue
 
         def decides(variant, position=position):
@@ -380,7 +368,7 @@ OUTCOME: dict[str, tuple[Wrong, str]] = {
 def _outcomes(capabilities) -> Iterator[tuple[str, str]]:
     """Id of a row that can be met, and key of :data:`OUTCOME`."""
     for rows in INSTRUCTIONS.values():
-        for row, _ in _met(capabilities, rows):
+        for row, _ in capabilities.met(rows):
             yield row.id, "code"
             if row.kind in ("#UD", "#GP"):
                 yield row.id, "vector"

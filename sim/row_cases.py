@@ -19,8 +19,8 @@ from itertools import islice, product
 from vmxswitch import spec
 from vmxswitch.spec.capabilities import PRESETS, WRMSR_RULES, Capabilities
 from vmxswitch.spec.expression import (
+    NEVER,
     Binary,
-    Const,
     Expression,
     Extend,
     Invert,
@@ -357,7 +357,6 @@ State = dict[str, int]  # value of every symbol that a check reads, and of every
 
 
 GOAL = ""               # stands for the id of a row, in :meth:`Search.reaching`
-NEVER = Const(1, 0)     # condition of a row that says that something must not come about
 
 
 @dataclass(frozen=True)
@@ -580,8 +579,13 @@ class Search:
     def _near(self, row, state) -> Iterator[Changes]:
         """Changes of a failing state that let the row pass."""
         yield from islice(self._solver.solve(self._expressions[row], 0, state), ALTERNATIVES)
-        for symbol in sorted(symbols(self._expressions[row])):
-            for bit in range(SYMBOL_WIDTHS[symbol]):
+        yield from self._inverted(symbols(self._expressions[row]), state)
+
+    def _inverted(self, names, state) -> Iterator[Changes]:
+        """Changes that invert one bit of a symbol, of those that it may have."""
+        for symbol in sorted(names):
+            bits = self._free.get(symbol) or SYMBOL_WIDTHS[symbol]
+            for bit in range(bits):
                 value = self._settle(symbol, state[symbol] ^ 1 << bit)
                 if value is not None:
                     yield {symbol: value}
@@ -625,16 +629,13 @@ class Search:
     ) -> Iterator[tuple[RowCase, State]]:
         """Cases and states with one bit of a symbol inverted, of those that pass every check."""
         failing = self._all_failing(state)
-        for symbol in sorted(state.keys() & names):
-            bits = self._free.get(symbol) or SYMBOL_WIDTHS[symbol]
-            for value in (state[symbol] ^ 1 << bit for bit in range(bits)):
-                changes = {symbol: self._settle(symbol, value)}
-                changed = {**state, **changes}
-                if changes[symbol] is None or self._failing_after(failing, changed, changes):
-                    continue
-                case = self._case(GOAL, baseline, changed, ())
-                if case is not None:
-                    yield case, changed
+        for changes in self._inverted(state.keys() & names, state):
+            changed = {**state, **changes}
+            if self._failing_after(failing, changed, changes):
+                continue
+            case = self._case(GOAL, baseline, changed, ())
+            if case is not None:
+                yield case, changed
 
     # -- cases --
 

@@ -9,9 +9,9 @@ from vmxswitch.spec.expression import Const, Expression, Slice, symbols, to_func
 from vmxswitch.spec.tables import (
     ABORTS,
     BOUNDARY_EVENTS,
+    EVENT_EXITS,
     EVENT_WORDS,
     EXIT_INFORMATION,
-    EXIT_REASONS,
     INSTRUCTIONS,
     BoundaryEvent,
     InstructionRow,
@@ -83,7 +83,7 @@ def rules(capabilities: Capabilities) -> Rules:
     field_widths = {name: capabilities.bits(row) for name, row in capabilities.fields.items()}
     return Rules(
         instructions={
-            name: tuple((row, compiled(row.condition)) for row in _met(rows, capabilities))
+            name: tuple((row, to_function(condition)) for row, condition in capabilities.met(rows))
             for name, rows in INSTRUCTIONS.items()},
         checks=tuple(pair for pair in checks if pair[0].stage != "msr-load"),
         list_checks=tuple(pair for pair in checks if pair[0].stage == "msr-load"),
@@ -95,7 +95,7 @@ def rules(capabilities: Capabilities) -> Rules:
                      for name, row in EXIT_INFORMATION.items() if name in field_widths},
         events={number: EventRules(compiled(row.condition), compiled(row.undefined),
                                    compiled(row.protection), compiled(row.value or Const(64, 0)))
-                for number, row in EXIT_REASONS.items() if row.condition is not None},
+                for number, row in EVENT_EXITS.items()},
         boundary=tuple(
             BoundaryRules(row, compiled(row.pending), compiled(row.interruption),
                           compiled(row.qualification)) for row in BOUNDARY_EVENTS),
@@ -113,13 +113,3 @@ def rules(capabilities: Capabilities) -> Rules:
 def _any(functions):
     functions = tuple(functions)
     return lambda values: int(any(function(values) for function in functions))
-
-
-def _met(rows, capabilities):
-    """The rows that the capabilities leave a chance."""
-    for row in rows:
-        condition = capabilities.bind(row.condition)
-        if condition != Const(1, 0):
-            yield row
-        if condition == Const(1, 1):
-            return

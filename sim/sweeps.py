@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 from vmxswitch.spec.operations import Event, Instruction
-from vmxswitch.spec.tables import CONTROL_WORDS, CONTROLS, EXIT_REASONS
+from vmxswitch.spec.tables import CONTROL_WORDS, CONTROLS, EVENT_EXITS
 
 from .fuzz.program import Region, operations, revision
 from .observation import MemoryWrite, Operation, RegisterWrites
@@ -89,7 +89,7 @@ def _events(subject):
     """Every event, with registers as loaded or with all bits 1, of some or of all of them."""
     ones = {name: (1 << subject.capabilities.bits(row)) - 1
             for name, row in subject.capabilities.registers.items()}
-    reasons = [number for number, row in EXIT_REASONS.items() if row.condition is not None]
+    reasons = [*EVENT_EXITS]
     first, *_, last = subject.baselines
     guests = [(first, {}), (first, ones), (first, {"PENDING_DBG": ones["PENDING_DBG"]})]
     if "EFER" in ones:  # PAE paging, with EPT if there is any

@@ -11,6 +11,7 @@ from itertools import chain, islice
 
 from vmxswitch.spec import proof
 from vmxswitch.spec.expression import (
+    NEVER,
     Binary,
     Const,
     Expression,
@@ -23,8 +24,8 @@ from vmxswitch.spec.operations import Boundary, Event, Instruction, Mode
 from vmxswitch.spec.proof import Undecided
 from vmxswitch.spec.tables import (
     BOUNDARY_EVENTS,
+    EVENT_EXITS,
     EVENT_WORDS,
-    EXIT_REASONS,
     FIELDS,
     SYMBOL_WIDTHS,
 )
@@ -48,11 +49,9 @@ PENDING = {name: SYMBOL_WIDTHS[name] for name in (
     "PENDING_VECTOR")}
 #: Of live registers and words of memory in the guest; LIVE_, or nothing: those at the entry.
 GUEST_PREFIX = "NOW_"
-IMPLEMENTED = {number: row for number, row in EXIT_REASONS.items() if row.condition is not None}
 #: Causes to try first: an instruction that exits always, and an event that does.
 USUAL_REASONS = (10, 2)
 WAYS = 2     #: of each goal that does not depend on the cause
-NEVER = Const(1, 0)
 PROOF_CASES = 1000  # that an example of a goal may take
 
 
@@ -149,8 +148,8 @@ class Transitions:
             case "event":
                 yield from self._causes(question.reason, goal)
             case "exit":
-                for reason in dict.fromkeys((*USUAL_REASONS, *IMPLEMENTED)):
-                    condition = self._capabilities.bind(IMPLEMENTED[reason].condition)
+                for reason in dict.fromkeys((*USUAL_REASONS, *EVENT_EXITS)):
+                    condition = self._capabilities.bind(EVENT_EXITS[reason].condition)
                     yield from islice(self._causes(reason, Binary(1, "&", condition, goal)), 1)
 
     def reaching(self, way: Way) -> Iterator[Attempt]:
@@ -167,7 +166,7 @@ class Transitions:
 
     def _causes(self, reason, goal) -> Iterator[Way]:
         """An event with a reason, and the boundaries at which it may be pending."""
-        row, bound = IMPLEMENTED[reason], self._capabilities.bind
+        row, bound = EVENT_EXITS[reason], self._capabilities.bind
         goal = Binary(1, "&", goal, Invert(1, bound(row.undefined)))
         known = {"EXIT_REASON": Const(16, reason), "NON_ROOT": 1, "IN_VMX": 1,
                  "EXIT_BY_INSTRUCTION": int(row.by_instruction)} | self._guest

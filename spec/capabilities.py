@@ -9,13 +9,13 @@ Source: Intel SDM vol. 3D, appendix A, "VMX Capability Reporting Facility".
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from .errors import UsageError
-from .expression import Const, Expression, Extend, Symbol, bind
+from .expression import ALWAYS, NEVER, Expression, Extend, Symbol, bind
 from .tables import (
     CAPABILITY_MSRS,
     CHECKS,
@@ -26,6 +26,7 @@ from .tables import (
     SYMBOLS,
     Check,
     Field,
+    InstructionRow,
     Register,
 )
 
@@ -260,13 +261,22 @@ class Capabilities:
         """Fold this processor's capabilities, absent fields and absent registers (0) in."""
         return bind(expression, self._known)
 
+    def met(self, rows: Iterable[InstructionRow]) -> Iterator[tuple[InstructionRow, Expression]]:
+        """The rows of an instruction that can decide on this processor, each with its condition."""
+        for row in rows:
+            condition = self.bind(row.condition)
+            if condition != NEVER:
+                yield row, condition
+            if condition == ALWAYS:
+                return
+
     @cached_property
     def checks(self) -> dict[str, BoundCheck]:
         """Checks that can fail on this processor, in table order."""
         result = {}
         for check in CHECKS.values():
             fails = self.bind(check.violated)
-            if fails != Const(1, 0):
+            if fails != NEVER:
                 result[check.id] = BoundCheck(check, fails)
         return result
 

@@ -6,11 +6,9 @@ leads to the place, and what is other there.
 
 from collections.abc import Iterator
 
-from .expression import Binary, Const, Expression, Extend, Invert, Mux, Slice, bind
+from .expression import NEVER, Binary, Const, Expression, Extend, Invert, Mux, Slice, bind
 
 __all__ = ["differences"]
-
-NEVER = Const(1, 0)
 
 
 def differences(one: Expression, other: Expression) -> Iterator[Expression]:

@@ -35,8 +35,9 @@ from functools import cache
 from string import Template
 
 __all__ = [
-    "Binary", "Bound", "Const", "Expression", "ExpressionError", "Extend", "Invert", "Member",
-    "Mux", "Slice", "Symbol", "bind", "parse", "symbols", "to_function", "to_python",
+    "ALWAYS", "NEVER", "Binary", "Bound", "Const", "Expression", "ExpressionError", "Extend",
+    "Invert", "Member", "Mux", "Slice", "Symbol", "bind", "parse", "symbols",
+    "to_function", "to_python",
 ]
 
 
@@ -110,6 +111,9 @@ class Bound(Expression):
     rule: str
     value: Expression
 
+
+#: Conditions that are decided.
+NEVER, ALWAYS = Const(1, 0), Const(1, 1)
 
 #: The constant that gives each address rule its width.
 ADDRESS_RULES = {
@@ -354,7 +358,7 @@ class _Parser:
                 bits = self._bits(node, self.typed(value), self._count(count, 1) - 1, 0)
                 return Binary(1, "==", bits, Const(bits.width, 0))
             case "PAT", [value]:
-                value, result = self._fit(value, self.typed(value), 64), Const(1, 1)
+                value, result = self._fit(value, self.typed(value), 64), ALWAYS
                 for low in range(0, 64, 8):
                     result = Binary(1, "&", result, Member(1, Slice(8, value, low), PAT_TYPES))
                 return result
@@ -413,7 +417,7 @@ def _address_rule(rule, value, width) -> Expression:
         return _none_of(value, width)
     low = width - 1 if rule == "CANON" else width
     if low >= value.width:
-        return Const(1, 1)
+        return ALWAYS
     upper = Slice(value.width - low, value, low)
     zero = Binary(1, "==", upper, Const(upper.width, 0))
     if rule in ("PHYSICAL", "PA"):

@@ -21,7 +21,7 @@ from .expression import Binary, Expression, ExpressionError, Invert, Macro, pars
 
 __all__ = [
     "ABORTS", "BOUNDARY_EVENTS", "CAPABILITY_MSRS", "CHECKS", "CONTROLS", "CONTROL_WORDS", "ERRORS",
-    "EVENT_WORDS", "EXIT_INFORMATION", "EXIT_REASONS", "FIELDS", "FIELD_BY_ENCODING",
+    "EVENT_EXITS", "EVENT_WORDS", "EXIT_INFORMATION", "EXIT_REASONS", "FIELDS", "FIELD_BY_ENCODING",
     "INSTRUCTIONS", "MSRS", "REGISTERS", "REGISTER_BITS", "STAGES", "SYMBOLS", "SYMBOL_WIDTHS",
     "Abort", "BoundaryEvent", "CapabilityMsr", "Check", "Control", "ControlWord", "EventWord",
     "ExitInformation", "ExitReason", "Failure", "Field", "InstructionError", "InstructionRow",
@@ -475,6 +475,9 @@ EXIT_REASONS: dict[int, ExitReason] = {
         expression(row["value"], 64) if row["value"] else None, row["operand"]))
     for row in _read("exit_reasons.csv")
 }
+#: The reasons of which the unit decides by the row itself whether an event exits.
+EVENT_EXITS = {
+    number: row for number, row in EXIT_REASONS.items() if row.condition is not None}
 BOUNDARY_EVENTS: tuple[BoundaryEvent, ...] = tuple(
     _at(row, f"boundary_events.csv, {row['order']}", lambda row: BoundaryEvent(
         int(row["order"]), int(row["reason"]), expression(row["pending"]),

@@ -18,6 +18,7 @@ from vmxswitch.spec.structures import LIST_ENTRY_BYTES, VTPR_OFFSET
 from vmxswitch.spec.tables import (
     CONTROL_WORDS,
     CONTROLS,
+    EVENT_EXITS,
     FIELD_BY_ENCODING,
     FIELDS,
     INSTRUCTIONS,
@@ -29,7 +30,6 @@ from ..model import Model
 from ..observation import MemoryFault, MemoryWrite, RegisterWrites, Timing
 from ..processor import CR4_PCIDE, EFER_LMA, EFER_LME
 from ..row_cases import VMCS_POINTER, VMXON_POINTER, RowPair, Subject
-from .coverage import event_reasons
 from .events import guest_events
 from .program import FieldWrites, Region, Step, is_64_bit, revision, vmwrites
 
@@ -689,7 +689,7 @@ class Author:
     def _event(self):
         bits = self._random.getrandbits
         yield Event(
-            self._random.choice(event_reasons()), *(
+            self._random.choice([*EVENT_EXITS]), *(
                 self._random.choice((0, bits(count))) for count in (64, 4, 32, 64, 64)))
 
     def _guest_access(self):

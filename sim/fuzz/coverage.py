@@ -5,16 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmxswitch.spec.capabilities import Capabilities
-from vmxswitch.spec.expression import Const
+from vmxswitch.spec.expression import ALWAYS, NEVER
 from vmxswitch.spec.operations import EDGES, Answer, Boundary, Event, Instruction, Mode, Outcome
-from vmxswitch.spec.tables import ABORTS, BOUNDARY_EVENTS, CHECKS, EXIT_REASONS, INSTRUCTIONS
+from vmxswitch.spec.tables import ABORTS, BOUNDARY_EVENTS, CHECKS, EVENT_EXITS, INSTRUCTIONS
 
 from ..row_cases import unreachable
 from ..rules import rules
 
-__all__ = [
-    "Coverage", "Missed", "absent", "edges", "event_reasons", "instruction_rows", "missed",
-]
+__all__ = ["Coverage", "Missed", "absent", "edges", "instruction_rows", "missed"]
 
 
 class Coverage:
@@ -89,7 +87,7 @@ class Coverage:
             "edges": {edge: self.edges[edge] for edge in edges()},
             "events": {str(reason): {"exits": self.exits[reason], "stays": self.stays[reason],
                                      "faults": self.faults[reason]}
-                       for reason in event_reasons()},
+                       for reason in EVENT_EXITS},
             "boundaries": {what: self.boundaries[what] for what in boundary_outcomes()},
             "injected": {str(kind): self.injected[kind] for kind in INJECTED_TYPES},
             "aborts": {str(code): self.aborts[code] for code in ABORTS},
@@ -129,12 +127,6 @@ def edges() -> list[str]:
     return [f"{before.name}-{after.name}" for (before, _), after in EDGES.items()]
 
 
-def event_reasons() -> list[int]:
-    """Exit reasons whose events are implemented."""
-    return [number for number, row in EXIT_REASONS.items() if row.condition is not None]
-
-
-NEVER, ALWAYS = Const(1, 0), Const(1, 1)
 INJECTED_TYPES = (0, 2, 3, 4, 5, 6)  #: interruption types that an entry may inject
 
 
@@ -173,8 +165,8 @@ def missed(coverage: Coverage, capabilities: Capabilities) -> Iterator[Missed]:
 def _missed_events(coverage, capabilities):
     """Exit reasons whose events could have exited, or gone on, but never did; and boundaries."""
     at_boundaries = {row.reason for row in BOUNDARY_EVENTS}
-    for reason in event_reasons():
-        row, name = EXIT_REASONS[reason], f"exit {reason}"
+    for reason, row in EVENT_EXITS.items():
+        name = f"exit {reason}"
         condition = capabilities.bind(row.condition)
         if capabilities.bind(row.undefined) == ALWAYS:
             condition = NEVER

@@ -9,10 +9,10 @@ import argparse
 import json
 import subprocess
 import tempfile
-from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 
-from vmxswitch.boards.flow import FLIP_FLOPS, LUTS, MEMORIES, Tools
+from vmxswitch.boards.flow import Size, Tools
 from vmxswitch.hdl.serial_unit import SerialUnit
 from vmxswitch.hdl.verilog import TOP, to_rtlil
 from vmxswitch.spec.capabilities import configuration
@@ -40,10 +40,7 @@ def main():
         modules = json.loads((folder / "size.json").read_text())["modules"]
     rows = {}
     for module, size in modules.items():
-        cells = Counter(size["num_cells_by_type"])
-        row = (sum((LUTS | {"$lut": 1}).get(cell, 0) * count for cell, count in cells.items()),
-               sum(count for cell, count in cells.items() if cell.startswith(FLIP_FLOPS)),
-               sum(count for cell, count in cells.items() if cell in MEMORIES))
+        row = astuple(Size.of(size["num_cells_by_type"]))
         if any(row):
             rows[module.lstrip("\\")] = row
     rows["sum"] = tuple(map(sum, zip(*rows.values(), strict=True)))

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +21,16 @@ from vmxswitch.spec.errors import UsageError
 from .table import Board
 from .top import BoardTop
 
-__all__ = ["DoesNotFit", "Failure", "Flow", "Placement", "Size", "Tools"]
+__all__ = ["DoesNotFit", "Failure", "Flow", "Placement", "Size", "Tools", "bitstream"]
 
 NAME = "top"
-#: Name of a cell of the netlist, and how many look-up tables with four inputs it takes.
-LUTS = {"LUT4": 1, "SB_LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4}
-#: Options of placement. With this placer wires are 14 % shorter than with the usual one.
-PLACEMENT = {"nextpnr-ecp5": ("--placer", "static"), "nextpnr-ice40": ()}
+#: How many look-up tables with four inputs a cell takes; `$lut` is one before cells are chosen.
+LUTS = {"LUT4": 1, "SB_LUT4": 1, "$lut": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4}
 FLIP_FLOPS, MEMORIES = ("TRELLIS_FF", "SB_DFF"), ("DP16KD", "SB_RAM40_4K")
 #: Cells that limit what fits, as the tools for placement call them.
 LOGIC = ("TRELLIS_COMB", "ICESTORM_LC")
+#: Options of placement by family. With this placer wires are 14 % shorter than with the usual one.
+PLACEMENT = {"ecp5": ("--placer", "static"), "ice40": ()}
 
 
 class Failure(Exception):
@@ -81,6 +81,14 @@ class Size:
     ff: int    # flip-flops
     bram: int  # memory blocks
 
+    @classmethod
+    def of(cls, cells: Mapping[str, int]) -> "Size":
+        """By how many cells of each type there are."""
+        return cls(
+            sum(LUTS.get(name, 0) * count for name, count in cells.items()),
+            sum(count for name, count in cells.items() if name.startswith(FLIP_FLOPS)),
+            sum(count for name, count in cells.items() if name in MEMORIES))
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -89,6 +97,12 @@ class Placement:
     used: int       # of the cells that limit what fits
     available: int
     fmax_mhz: float
+
+
+def bitstream(folder: Path) -> Path | None:
+    """The bitstream of the last build in a folder, if there is one."""
+    return next((path for ending in ("bin", "bit")
+                 if (path := folder / f"{NAME}.{ending}").exists()), None)
 
 
 class Flow:
@@ -111,14 +125,20 @@ class Flow:
         self._top = BoardTop(capabilities, frames=board.frames)
         self.folder = folder
         self.target_mhz = target_mhz or self._platform.default_clk_frequency / 1e6
-        self._tools = {tool: tools.path(tool) for tool in self._platform.required_tools[:3]}
-        self.versions = {tool: tools.version(tool) for tool in list(self._tools)[:2]}
+        self._tools = tools
+        self._yosys, self._placer, self._packer = self._platform.required_tools[:3]
+        for tool in (self._yosys, self._placer, self._packer):
+            tools.path(tool)  # all must be there before one begins
+        self._family = self._placer.removeprefix("nextpnr-")
+
+    def versions(self) -> tuple[str, str]:
+        """What Yosys and nextpnr say of themselves."""
+        return self._tools.version(self._yosys), self._tools.version(self._placer)
 
     def write(self) -> None:
         """The netlist before synthesis, the constraints and the commands."""
-        _, placer, _ = self._tools
         plan = self._platform.prepare(
-            self._top, NAME, emit_src=False, synth_opts=SYNTHESIS[placer.removeprefix("nextpnr-")],
+            self._top, NAME, emit_src=False, synth_opts=SYNTHESIS[self._family],
             script_after_synth="tee -q -o size.json stat -json")
         # The clock to place for is an argument, and may be another one than the board's.
         for name in (f"{NAME}.pcf", f"{NAME}.lpf"):
@@ -128,28 +148,20 @@ class Flow:
         plan.extract(self.folder)
         script = plan.files[f"build_{NAME}.sh"]
         lines = [shlex.split(line)[1:] for line in script.splitlines() if line.startswith('"$')]
-        (_, yosys), (self._placer, place), (self._packer, pack) = zip(
-            self._tools, lines[:3], strict=True)
-        self._synthesis, self._place, self._pack = yosys, place, pack
+        self._synthesis, self._place, self._pack = lines[:3]
 
     def synthesize(self) -> Size:
         """The netlist; its size."""
-        self._run("yosys", self._synthesis, f"{NAME}.rpt")
+        self._run(self._yosys, self._synthesis, f"{NAME}.rpt")
         counts = json.loads((self.folder / "size.json").read_text())["design"]
-        cells = counts["num_cells_by_type"].items()
-        return Size(
-            sum(LUTS.get(name, 0) * count for name, count in cells),
-            sum(count for name, count in cells if name.startswith(FLIP_FLOPS)),
-            sum(count for name, count in cells if name in MEMORIES))
+        return Size.of(counts["num_cells_by_type"])
 
     def place(self, seed: int) -> Placement:
         """Place and route; :exc:`Failure` if it cannot be done."""
         name = f"seed-{seed}"
-        outputs = {f"{NAME}.{ending}": f"{name}.{ending}" for ending in ("tim", "asc", "config")}
-        arguments = [outputs.get(word, word) for word in self._place]
         try:
             self._run(self._placer, [
-                *arguments, *PLACEMENT[self._placer], "--seed", str(seed),
+                *self._of_seed(self._place, seed), *PLACEMENT[self._family], "--seed", str(seed),
                 "--freq", f"{self.target_mhz:g}", "--timing-allow-fail",
                 "--report", f"{name}.json",
             ], f"{name}.tim")
@@ -165,14 +177,17 @@ class Flow:
 
     def pack(self, seed: int) -> Path:
         """The bitstream of a placement."""
-        outputs = {f"{NAME}.{ending}": f"seed-{seed}.{ending}" for ending in ("asc", "config")}
-        self._run(self._packer, [outputs.get(word, word) for word in self._pack], "pack.log")
-        return next(path for ending in ("bin", "bit")
-                    if (path := self.folder / f"{NAME}.{ending}").exists())
+        self._run(self._packer, self._of_seed(self._pack, seed), "pack.log")
+        return bitstream(self.folder)
+
+    def _of_seed(self, arguments, seed):
+        """Arguments of a tool, with the files that each placement has for itself."""
+        files = {f"{NAME}.{ending}": f"seed-{seed}.{ending}" for ending in ("tim", "asc", "config")}
+        return [files.get(word, word) for word in arguments]
 
     def _run(self, tool, arguments, log):
         """Run a tool in the folder; what it says goes to ``log``, if it writes none itself."""
-        done = subprocess.run([self._tools[tool], *arguments], cwd=self.folder, text=True,
+        done = subprocess.run([self._tools.path(tool), *arguments], cwd=self.folder, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         path = self.folder / log
         if not path.exists():

@@ -28,13 +28,13 @@ class BoardTop(Elaboratable):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.face = face = SerialUnit(
+        m.submodules.serial_unit = unit = SerialUnit(
             self._capabilities, clock_hz=int(platform.default_clk_frequency), frames=self._frames)
         uart = platform.request("uart", dir="-")
         m.submodules.rx = rx = io.Buffer("i", uart.rx)
         m.submodules.tx = tx = io.Buffer("o", uart.tx)
-        m.d.comb += [face.rx.eq(rx.i), tx.o.eq(face.tx)]
-        for number, light in enumerate(face.leds):
+        m.d.comb += [unit.rx.eq(rx.i), tx.o.eq(unit.tx)]
+        for number, light in enumerate(unit.leds):
             try:
                 pin = platform.request("led", number, dir="-")
             except ResourceError:

@@ -13,10 +13,10 @@ def run(_):
     from vmxswitch.boards.measured import read
     from vmxswitch.boards.table import BOARDS
 
-    rows = [COLUMNS]
+    builds, rows = read(), [COLUMNS]
     for board in BOARDS.values():
         platform = board.platform()
-        measured = [row for row in read() if (row.board, row.config) == (board.name, board.config)]
+        measured = [row for row in builds if (row.board, row.config) == (board.name, board.config)]
         last = max(measured, key=lambda row: row.date, default=None)
         rows.append((
             board.name, platform.device, board.config,

@@ -103,7 +103,7 @@ def _phase(name, *jobs):
 def _record(flow, result):
     from vmxswitch.boards.measured import Measurement, record
 
-    yosys, nextpnr = flow.versions.values()
+    yosys, nextpnr = flow.versions()
     result |= {"yosys": yosys, "nextpnr": nextpnr, "date": datetime.now(UTC).date().isoformat()}
     record(Measurement(**{
         field.name: str(result.get(field.name, "")) for field in fields(Measurement)}))

@@ -331,7 +331,7 @@ examples:
   vmxswitch build ulx3s-25f --seeds 4
   vmxswitch build icebreaker --no-route
   vmxswitch build ulx3s-85f --config full:16 --freq 70 --native""")
-    verb.add_argument("board", metavar="BOARD", help="the board; `vmxswitch boards` lists them")
+    add_built(verb)
     verb.add_argument("--config", metavar="NAME[:N]",
                       help="processor, as for other verbs (default: what fits the board)")
     verb.add_argument("--freq", metavar="MHZ", type=above_zero,
@@ -346,12 +346,12 @@ examples:
     verb.add_argument("--native", action="store_true",
                       help="use yosys, nextpnr and the packer from the PATH, all of them "
                            "(default: the packages from pip)")
-    add_output(verb)
     verb.add_argument("--record", action="store_true",
                       help="write the result to the table of measured builds")
 
 
-def add_output(verb):
+def add_built(verb):
+    verb.add_argument("board", metavar="BOARD", help="the board; `vmxswitch boards` lists them")
     verb.add_argument("--output", metavar="DIR", type=Path,
                       help="folder of the build (default: build/BOARD-CONFIG)")
 
@@ -362,10 +362,9 @@ def add_program(name, verbs):
         description="Hands the bitstream of the last build to openFPGALoader.",
         epilog="""examples:
   vmxswitch program ulx3s-25f""")
-    verb.add_argument("board", metavar="BOARD", help="the board; `vmxswitch boards` lists them")
+    add_built(verb)
     verb.add_argument("--config", metavar="NAME[:N]",
                       help="processor that was built (default: as for build)")
-    add_output(verb)
 
 
 def add_test(name, verbs):

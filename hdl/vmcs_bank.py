@@ -45,8 +45,8 @@ class VmcsBank(wiring.Component):
     slot : In(range(slots))
         Slot that is read and written.
     fields : Out(:func:`~.interface.field_layout`)
-        Combinational in ``slot``: its present values. All are 0 until they are written; several
-        slots keep what they hold over a reset.
+        Combinational in ``slot``: its present values. All are 0 until they are written; a reset
+        leaves them as they are.
     select : In(FieldSelect)
         Field for ``w_stb``.
     slot_next : In(range(slots)), select_next : In(FieldSelect)
@@ -166,8 +166,11 @@ class VmcsBank(wiring.Component):
         """Up to 32 bits of a field."""
         slots = self._capabilities.resident_vmcss
         if slots == 1:
+            # A reset line to each of them would be thousands of wires, and nothing needs it.
+            kept = Signal(len(value), name=f"kept_{name}", reset_less=True)
+            m.d.comb += value.eq(kept)
             with m.If(write):
-                m.d.sync += value.eq(following)
+                m.d.sync += kept.eq(following)
             return
         m.submodules[name] = memory = Memory(shape=len(value), depth=slots, init=[])
         writer, reader = memory.write_port(), memory.read_port(domain="comb")

@@ -1,6 +1,7 @@
 # amaranth: UnusedElaboratable=no
 """Builds for boards: the table, the tools, a small design on its way to a bitstream."""
 
+import json
 import os
 
 import pytest
@@ -8,7 +9,7 @@ from amaranth.hdl import Elaboratable, Module, Signal
 from amaranth.lib import io
 
 from vmxswitch import build, cli
-from vmxswitch.boards import flow, measured, table
+from vmxswitch.boards import flow, measured, room, table
 from vmxswitch.spec.capabilities import configuration
 
 NEXTPNR = """#!/bin/sh
@@ -107,6 +108,25 @@ def test_a_clock_that_is_not_met_is_status_1(capsys, small, tmp_path):
                             "--freq", "900")
     assert (status, line["met"]) == (1, "no")
     assert "900 MHz are not met; see the critical path in" in err
+
+
+def test_on_an_ecp5_tables_are_left_empty_and_not_counted(capsys, small, tmp_path):
+    status, line, err = run(capsys, "build", "ulx3s-25f", "--output", str(tmp_path))
+    assert status == 0, err
+    netlist = json.loads((tmp_path / "top.json").read_text())
+    cells = netlist["modules"]["top"]["cells"]
+    held = [cell for name, cell in cells.items() if name.startswith("placeholder")]
+    free = room.free_for("LFE5U-25F", {}, int(line["lut"]))
+    assert len(held) > 2500 * free
+    assert int(line["cells"]) < 100
+    assert (tmp_path / "top.bit").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("device, luts, free", [
+    ("LFE5U-85F", 22829, 5), ("LFE5U-85F", 15702, 6), ("LFE5U-25F", 15702, 0)])
+def test_what_is_left_empty_leaves_room_for_the_design(device, luts, free):
+    assert room.free_for(device, {}, luts) == free
+    assert room.free_for(device, {"TRELLIS_DPR16X4": 2000}, luts) == 0
 
 
 def test_what_does_not_fit_is_said_and_recorded(capsys, small, native, records, tmp_path):
